@@ -1,0 +1,1 @@
+"""Prefect flows. Thin: they chain stages and effects; the science is in coembed."""

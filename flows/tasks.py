@@ -1,0 +1,213 @@
+"""The tasks that flows chain: one a stage or effect.
+
+DVC is the only cache of the reproducible stages, so no task has a Prefect cache. A user's mistake
+(exit code 2) is not retried: it would fail again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import State, Task, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.tasks import exponential_backoff
+
+from coembed.config import Config, load_config
+from coembed.errors import UserError
+from coembed.files import read_json
+from coembed.lineage import dvc, workspace
+from coembed.lineage.dvc import Outcome
+from coembed.lineage.workspace import Workspace
+from coembed.registry.store import open_registry
+from coembed.services import Services, find_services
+from coembed.stages import evaluate as evaluate_stage
+from coembed.stages import index as index_stage
+from coembed.stages import promote as promote_stage
+from coembed.stages import register as register_stage
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every task of a flow run needs to know."""
+
+    space: Workspace
+    cfg: Config
+    services: Services
+
+    @property
+    def receipts(self) -> Path:
+        """Where the effects leave their receipts."""
+        return self.space.project / self.cfg.paths.runs
+
+    def made(self, name: str) -> Path:
+        """The workspace's folder that `paths.NAME` says."""
+        return self.space.tree / getattr(self.cfg.paths, name)
+
+
+def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether another try could end differently."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, UserError)
+
+
+def _job(function: Callable[..., Any]) -> Any:
+    """A task with the retries that all of them have."""
+    name = function.__name__
+    return task(
+        name=name,
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=2,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_condition_fn=_worth_retrying,
+    )(function)
+
+
+@contextmanager
+def opened(project: Path, run_id: str, overrides: Sequence[str]) -> Iterator[Run]:
+    """A run in a workspace of its own, cleared away at the end."""
+    cfg = load_config(project / "params.yaml", overrides)
+    space = workspace.open_workspace(
+        project, run_id, pool=cfg.paths.pool, runs=cfg.paths.runs, overrides=overrides
+    )
+    try:
+        yield Run(space, cfg, find_services(project, os.environ))
+    finally:
+        workspace.close_workspace(space)
+
+
+def _reproduce(run: Run, stage: str) -> Outcome:
+    """Bring a DVC stage of the workspace up to date, with the workspace's own code."""
+    source = {"PYTHONPATH": str(run.space.tree / "src")}
+    return dvc.reproduce(run.space.tree, stage, extra=source)
+
+
+@_job
+def curate(run: Run) -> Outcome:
+    """Pool → curated pairs."""
+    return _reproduce(run, "curate")
+
+
+@_job
+def train(run: Run) -> tuple[Outcome, str | None]:
+    """Curated pairs → model. A training that really happens gets an MLflow run around it."""
+    if not dvc.changes(run.space.tree, "train"):
+        return "unchanged", None
+    registry = open_registry(run.services, run.cfg.register_)
+    run_id = registry.start_run(run.space.ref.rsplit("/", 1)[-1], {})
+    with registry.monitor(run_id):
+        return _reproduce(run, "train"), run_id
+
+
+@_job
+def evaluate(run: Run) -> Outcome:
+    """Model + held-out pairs → metrics and a report."""
+    return _reproduce(run, "evaluate")
+
+
+@_job
+def embed(run: Run) -> Outcome:
+    """Model + corpus → embeddings."""
+    return _reproduce(run, "embed")
+
+
+@_job
+def register(run: Run, run_id: str | None) -> dict[str, Any]:
+    """Model + evaluation → a model version, the challenger."""
+    tree, pool = run.space.tree, run.cfg.paths.pool
+    lineage = register_stage.Lineage(
+        git_commit=run.space.commit,
+        data_md5=dvc.data_hash(tree, pool) or "",
+        files=tuple(tree / name for name in ("params.yaml", "dvc.yaml", dvc.LOCK, f"{pool}.dvc")),
+    )
+    return register_stage.run(
+        run.cfg,
+        services=run.services,
+        model=run.made("model"),
+        evaluation=run.made("evaluation"),
+        lineage=lineage,
+        out=run.receipts / "register.json",
+        run_id=run_id,
+    ).receipt
+
+
+@_job
+def index(run: Run, version: int) -> dict[str, Any]:
+    """Embeddings → a verified collection that nobody sees yet."""
+    return index_stage.run(
+        run.cfg,
+        services=run.services,
+        embeddings=run.made("embeddings"),
+        version=version,
+        out=run.receipts / "index.json",
+    ).receipt
+
+
+@_job
+def promote(run: Run, version: int, collection: str) -> dict[str, Any]:
+    """Gates pass → the collection's alias, then the registry's."""
+
+    def evaluate_champion(model: Path) -> dict[str, Any]:
+        out = run.space.tree / run.cfg.paths.runs / "champion-evaluation"
+        evaluate_stage.run(run.cfg, model=model, pairs=run.made("pairs"), out=out)
+        metrics = read_json(out / "metrics.json", what="champion's metrics")
+        assert isinstance(metrics, dict)
+        return metrics
+
+    return promote_stage.run(
+        run.cfg,
+        services=run.services,
+        version=version,
+        collection=collection,
+        evaluation=run.made("evaluation"),
+        evaluate_champion=evaluate_champion,
+        models=run.receipts / "models",
+        out=run.receipts / "promote.json",
+    ).receipt
+
+
+@_job
+def publish(run: Run) -> str:
+    """dvc.lock and the outputs → the project, and all of it → the DVC remote."""
+    published = workspace.publish(run.space, pool=run.cfg.paths.pool)
+    pushed = workspace.push(run.space)
+    where = "in the project" if published else f"kept under {run.space.ref} only"
+    return f"{where}, {'pushed to' if pushed else 'no'} DVC remote"
+
+
+def show(run: Run, outcomes: dict[str, str], version: dict[str, Any]) -> None:
+    """The run's artifacts in Prefect: what each stage did, the metrics, where the report is."""
+    create_table_artifact(
+        key="stages",
+        table=[{"stage": stage, "outcome": outcome} for stage, outcome in outcomes.items()],
+        description="What each stage of this run did",
+    )
+    metrics = read_json(run.made("evaluation") / "metrics.json", what="metrics")
+    create_table_artifact(
+        key="metrics",
+        table=[{"metric": name, "value": value} for name, value in _flat(metrics)],
+        description=f"Model version {version['version']} on held-out pairs",
+    )
+    report = run.space.project / run.cfg.paths.evaluation / "report.html"
+    create_markdown_artifact(
+        key="report", markdown=f"[Evaluation report]({report.as_uri()})", description="The report"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Nested metrics as (path, value), in order."""
+    found: list[tuple[str, float]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            found.append((f"{prefix}{key}", float(value)))
+    return found

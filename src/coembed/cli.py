@@ -1,0 +1,524 @@
+"""`coembed VERB`: load the config, call one function, print the result.
+
+Every verb imports what it needs when it is called, so that `coembed --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coembed.errors import CoembedError
+
+if TYPE_CHECKING:
+    from coembed.config import Config
+    from coembed.services import Services
+    from coembed.stages.result import Result
+
+app = typer.Typer(
+    name="coembed",
+    help="From pairs to a joint-embedding model, a registry, an index and a search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
+
+ProjectOption = Annotated[
+    Path, typer.Option("--project", "-C", help="The project's folder.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+_DATA = "1 · Data"
+_STAGES = "2 · Stages, one at a time"
+_EFFECTS = "3 · Effects, one at a time"
+_RUN = "4 · All at once, and search"
+_HELP = "5 · Help"
+
+
+@dataclass(frozen=True, slots=True)
+class _Project:
+    """The folder that a verb works on, and its config."""
+
+    root: Path
+    cfg: Config
+    overridden: bool
+
+    def path(self, name: str) -> Path:
+        """The folder that `paths.NAME` of the params file says, under the project's."""
+        return self.root / getattr(self.cfg.paths, name)
+
+
+def _open(project: Path, overrides: list[str] | None) -> _Project:
+    from coembed.config import load_config
+
+    root = project.resolve()
+    return _Project(root, load_config(root / "params.yaml", overrides or ()), bool(overrides))
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+@app.command("demo-pool", rich_help_panel=_DATA)
+def demo_pool(
+    project: ProjectOption = Path(),
+    seed: Annotated[int, typer.Option(help="The shop's seed.")] = 7,
+    num_pairs: Annotated[int, typer.Option(min=50, help="About how many pairs.")] = 6000,
+    overwrite: Annotated[bool, typer.Option(help="Replace the pool that is there.")] = False,
+) -> None:
+    """Draw the demo: a small shop's product pictures and captions, faults included."""
+    from coembed.lineage import dvc
+    from coembed.pairs.shop import draw_pool
+
+    here = _open(project, None)
+    pool = here.cfg.paths.pool
+    if not overwrite and (here.root / pool).exists() and (here.root / f"{pool}.dvc").exists():
+        dvc.require_versioned(here.root, pool)
+        print(f"{pool}/ is as {pool}.dvc says: nothing to draw (--overwrite draws it anew)")
+        return
+    summary = draw_pool(here.root / pool, seed=seed, num_pairs=num_pairs, overwrite=overwrite)
+    changed = dvc.add(here.root, pool)
+    _print_table(
+        f"The shop is drawn into {pool}/",
+        (
+            ("pairs", f"{summary.num_pairs:,}"),
+            ("pictures", f"{summary.num_items:,}"),
+            ("products", f"{summary.num_products:,}"),
+            ("planted faults", f"{sum(summary.faults.values()):,} (truth in truth.parquet)"),
+            ("never seen in training", ", ".join(f"{c} {k}" for c, k in summary.unseen)),
+            ("version", f"{pool}.dvc {'written' if changed else 'unchanged'}"),
+        ),
+    )
+
+
+@app.command(rich_help_panel=_DATA)
+def ingest(
+    source: Annotated[
+        Path, typer.Argument(help="A CSV, TSV, Parquet or JSONL table, COCO JSON, folder or tars.")
+    ],
+    project: ProjectOption = Path(),
+    reader: Annotated[
+        str | None, typer.Option(help="How to read it, where the name does not say.")
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="The column with the media's path.")] = "path",
+    caption_column: Annotated[str, typer.Option(help="The column with the caption.")] = "caption",
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="NEW=OLD", help="Rename a further column.")
+    ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="The folder that media paths start from.")
+    ] = None,
+    link: Annotated[bool, typer.Option(help="Hard-link the media instead of copying.")] = False,
+    version: Annotated[bool, typer.Option(help="Version the pool with `dvc add`.")] = True,
+) -> None:
+    """Take pairs into the pool and version it. Taking them twice changes nothing."""
+    from coembed.errors import UserError
+    from coembed.lineage import dvc
+    from coembed.pairs.ingest import ingest as take
+
+    columns = {"path": path_column, "caption": caption_column}
+    for text in rename or ():
+        new, sign, old = text.partition("=")
+        if not sign or not new or not old:
+            raise UserError(
+                f"--rename {text!r} is not NEW=OLD", hint="for example --rename label=kind"
+            )
+        columns[new] = old
+    here = _open(project, None)
+    pool = here.cfg.paths.pool
+    refused = here.path("runs") / "ingest-refused.csv"
+    summary = take(
+        source,
+        here.root / pool,
+        reader=reader,
+        columns=columns,
+        media_root=media_root,
+        link=link,
+        refused=refused,
+    )
+    rows = list(summary.rows())
+    if version:
+        changed = dvc.add(here.root, pool)
+        rows.append(("version", f"{pool}.dvc {'written' if changed else 'unchanged'}"))
+    _print_table(f"Ingested {source}", tuple(rows))
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages
+
+
+def _run_stage(
+    stage: str,
+    project: Path,
+    overrides: list[str] | None,
+    as_json: bool,
+    call: Callable[[_Project], Result],
+) -> None:
+    """Run one reproducible stage and, unless DVC does so itself, write it into dvc.lock."""
+    from coembed.lineage import dvc
+    from coembed.lineage.process import die_with_parent
+
+    under_dvc = os.environ.get("DVC_STAGE") == stage
+    if under_dvc:
+        die_with_parent()
+    here = _open(project, overrides)
+    try:
+        result = call(here)
+    except CoembedError as error:
+        if under_dvc:
+            _leave_error(here.root, stage, error)
+        raise
+    _print_result(result, as_json)
+    if not under_dvc and (here.root / "dvc.yaml").exists():
+        if here.overridden:
+            print("not written into dvc.lock: --set made it another run", file=sys.stderr)
+        else:
+            dvc.record(here.root, stage)
+
+
+def _leave_error(root: Path, stage: str, error: CoembedError) -> None:
+    from coembed.files import write_json
+    from coembed.lineage.dvc import EXIT_FOLDER
+
+    said = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    write_json(root / EXIT_FOLDER / f"{stage}.json", said)
+
+
+@app.command(rich_help_panel=_STAGES)
+def curate(
+    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Pool → curated pairs: filter, say why, split, shard."""
+    from coembed.stages import curate as stage
+
+    _run_stage(
+        "curate", project, overrides, as_json,
+        lambda p: stage.run(p.cfg, pool=p.path("pool"), out=p.path("pairs")),
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel=_STAGES)
+def train(
+    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Curated pairs → model: contrastive training; goes on where it was interrupted."""
+    from coembed.stages import train as stage
+
+    _run_stage(
+        "train", project, overrides, as_json,
+        lambda p: stage.run(p.cfg, pairs=p.path("pairs"), out=p.path("model"), runs=p.path("runs")),
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel=_STAGES)
+def evaluate(
+    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Model + held-out pairs → metrics, slices and a report."""
+    from coembed.stages import evaluate as stage
+
+    _run_stage(
+        "evaluate", project, overrides, as_json,
+        lambda p: stage.run(
+            p.cfg, model=p.path("model"), pairs=p.path("pairs"), out=p.path("evaluation")
+        ),
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel=_STAGES)
+def embed(
+    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Model + corpus → embeddings; goes on where it was interrupted."""
+    from coembed.stages import embed as stage
+
+    _run_stage(
+        "embed", project, overrides, as_json,
+        lambda p: stage.run(
+            p.cfg, model=p.path("model"), pairs=p.path("pairs"), out=p.path("embeddings"),
+            runs=p.path("runs"),
+        ),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# Effects: registry and index
+
+
+def _services(here: _Project) -> Services:
+    from coembed.services import find_services
+
+    return find_services(here.root, os.environ)
+
+
+@app.command(rich_help_panel=_EFFECTS)
+def register(
+    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Model + evaluation → a model version in MLflow, the challenger."""
+    from coembed.lineage import dvc, git
+    from coembed.stages import register as stage
+
+    here = _open(project, overrides)
+    pool = here.cfg.paths.pool
+    files = ("params.yaml", "dvc.yaml", dvc.LOCK, f"{pool}.dvc")
+    result = stage.run(
+        here.cfg,
+        services=_services(here),
+        model=here.path("model"),
+        evaluation=here.path("evaluation"),
+        lineage=stage.Lineage(
+            git_commit=git.head_commit(here.root),
+            data_md5=dvc.data_hash(here.root, pool) or "",
+            files=tuple(here.root / name for name in files if (here.root / name).exists()),
+            tags={"dirty": str(git.is_dirty(here.root)).lower()},
+        ),
+        out=here.path("runs") / "register.json",
+    )
+    _print_result(result, as_json)
+
+
+@app.command(rich_help_panel=_EFFECTS)
+def index(
+    project: ProjectOption = Path(),
+    version: Annotated[
+        int | None, typer.Option(help="The model version; else the one last registered.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Embeddings → a new, verified collection that nobody sees yet."""
+    from coembed.stages import index as stage
+
+    here = _open(project, overrides)
+    result = stage.run(
+        here.cfg,
+        services=_services(here),
+        embeddings=here.path("embeddings"),
+        version=_version(here, version),
+        out=here.path("runs") / "index.json",
+    )
+    _print_result(result, as_json)
+
+
+@app.command(rich_help_panel=_EFFECTS)
+def promote(
+    project: ProjectOption = Path(),
+    version: Annotated[
+        int | None, typer.Option(help="The model version; else the one last registered.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """If it is not worse than the champion: swap the collection's alias, then the registry's."""
+    from coembed.errors import DataError
+    from coembed.files import read_json
+    from coembed.stages import evaluate as evaluate_stage
+    from coembed.stages import promote as stage
+
+    here = _open(project, overrides)
+    runs = here.path("runs")
+    chosen = _version(here, version)
+    built = read_json(runs / "index.json", what="index receipt", hint="run `coembed index` first")
+    if built["version"] != chosen:
+        raise DataError(
+            f"the collection last built is of model version {built['version']}, not {chosen}",
+            hint=f"run `coembed index --version {chosen}` first",
+        )
+
+    def evaluate_champion(model: Path) -> dict[str, Any]:
+        out = runs / "champion-evaluation"
+        evaluate_stage.run(here.cfg, model=model, pairs=here.path("pairs"), out=out)
+        return dict(read_json(out / "metrics.json", what="champion's metrics"))
+
+    result = stage.run(
+        here.cfg,
+        services=_services(here),
+        version=chosen,
+        collection=built["collection"],
+        evaluation=here.path("evaluation"),
+        evaluate_champion=evaluate_champion,
+        models=runs / "models",
+        out=runs / "promote.json",
+    )
+    _print_result(result, as_json)
+
+
+def _version(here: _Project, version: int | None) -> int:
+    """The version asked for, else the one that the last `coembed register` left a receipt of."""
+    if version is not None:
+        return version
+    from coembed.files import read_json
+
+    path = here.path("runs") / "register.json"
+    receipt = read_json(path, what="register receipt", hint="run `coembed register` first")
+    return int(receipt["version"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Run and search
+
+
+@app.command(rich_help_panel=_RUN)
+def retrain(project: ProjectOption = Path(), overrides: SetOption = None) -> None:
+    """Run the whole flow: curate, train, evaluate, register, embed, index, promote."""
+    from coembed.errors import UserError
+    from coembed.lineage.process import child_environment
+
+    here = _open(project, overrides)
+    if not (here.root / "flows" / "retrain.py").exists():
+        raise UserError(
+            f"{here.root} has no flows/retrain.py",
+            hint="run it in a clone of the project, or name the clone with --project",
+        )
+    home = here.path("runs") / "prefect"
+    quiet = {
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(here.root), os.environ.get("PYTHONPATH", "")])
+        ),
+    }
+    command = [sys.executable, "-m", "flows.retrain", "--project", str(here.root)]
+    for text in overrides or ():
+        command += ["--set", text]
+    # Prefect's flow takes this process over: the terminal, signals and exit code are its own.
+    os.chdir(here.root)
+    os.execve(command[0], command, child_environment(quiet))
+
+
+@app.command(rich_help_panel=_RUN)
+def search(
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for items like this picture.")] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="COLUMN=VALUE", help="colour=red, price<50; repeatable."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many hits.")] = 10,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write the hits' pictures as a contact sheet (PNG).")
+    ] = None,
+    project: ProjectOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Find the items that a text or a picture means."""
+    from coembed.console import print_hits
+    from coembed.errors import UserError
+    from coembed.stages import search as stage
+
+    if (text is None) == (image is None):
+        raise UserError("give a text or --image FILE, one of the two")
+    here = _open(project, None)
+    query: str | Path = text if text is not None else image  # type: ignore[assignment]
+    found = stage.run(
+        here.cfg,
+        services=_services(here),
+        pool=here.path("pool"),
+        models=here.path("runs") / "models",
+        query=query,
+        filters=filters or (),
+        limit=limit,
+        sheet=sheet,
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        return
+    release = found.release
+    print_hits(f"{str(query)!r}", found.hits)
+    print(f"model {release.model} version {release.version}, collection {release.collection}")
+    if sheet is not None:
+        print(f"contact sheet: {sheet}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Help
+
+
+@app.command(rich_help_panel=_HELP)
+def doctor(project: ProjectOption = Path(), as_json: JsonOption = False) -> None:
+    """Check versions, devices, services, DVC and disk, and say what to do."""
+    from coembed.doctor import examine
+
+    checks = examine(project.resolve(), os.environ)
+    if as_json:
+        print(json.dumps([check.as_dict() for check in checks], indent=2))
+    else:
+        from coembed.console import print_checks
+
+        print_checks(checks)
+    if any(check.verdict == "bad" for check in checks):
+        raise typer.Exit(2)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of params.yaml: every setting, its type and default."""
+    from coembed.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@config_app.command("show")
+def config_show(project: ProjectOption = Path(), overrides: SetOption = None) -> None:
+    """Print the configuration as it is read, defaults filled in."""
+    import yaml
+
+    values = _open(project, overrides).cfg.model_dump(mode="json", by_alias=True)
+    print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+
+
+app.add_typer(config_app, name="config", rich_help_panel=_HELP)
+
+
+def _print_result(result: Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.receipt, indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        _print_table(result.title, result.rows)
+
+
+def _print_table(title: str, rows: tuple[tuple[str, str], ...] | Any) -> None:
+    from coembed.console import print_rows
+
+    print_rows(title, rows)
+
+
+def main() -> None:
+    """The entry point: 0 done, 1 our fault or a service's, 2 the user's mistake."""
+    try:
+        code = app(standalone_mode=False)
+    except CoembedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.exceptions.Abort):
+            sys.exit(130)
+        if not isinstance(error, click.ClickException):
+            raise
+        error.show()
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

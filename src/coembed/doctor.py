@@ -1,0 +1,207 @@
+"""What `coembed doctor` looks at. Each check says what it found and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+
+from coembed.errors import CoembedError
+from coembed.services import find_services
+
+_MIN_PYTHON = (3, 11)
+_MIN_FREE_GIB = 5.0
+_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: `good`, `warn` (it works, but) or `bad` (it will not work)."""
+
+    name: str
+    verdict: Literal["good", "warn", "bad"]
+    found: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The check as plain values."""
+        return asdict(self)
+
+
+def examine(project: Path, environ: Mapping[str, str]) -> list[Check]:
+    """All checks of the project folder, in the order in which one would mend things."""
+    checks = [_python(), *_packages(), _device(), _git(project), _params(project)]
+    checks += [_dvc(project), _data(project)]
+    services = find_services(project, environ)
+    checks.append(
+        _reachable("MLflow", services.tracking_uri, "/health", "MLFLOW_TRACKING_URI")
+        if services.tracking_uri.startswith("http")
+        else Check("MLflow", "good", "embedded: SQLite under mlflow/store")
+    )
+    checks.append(
+        _reachable("Qdrant", services.qdrant_url, "/readyz", "QDRANT_URL")
+        if services.qdrant_url
+        else _embedded_index(services.qdrant_path)
+    )
+    prefect = environ.get("PREFECT_API_URL")
+    checks.append(
+        _reachable("Prefect", prefect, "/health", "PREFECT_API_URL")
+        if prefect
+        else Check("Prefect", "good", "ephemeral: started with each flow run")
+    )
+    checks.append(_disk(project))
+    return checks
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= _MIN_PYTHON:
+        return Check("Python", "good", found)
+    return Check("Python", "bad", found, "install Python 3.11 or newer")
+
+
+def _packages() -> list[Check]:
+    """Every package that coembed asks for, against the range that it asks for.
+
+    `pip check` does not do this job: two of the ranges (fastapi, SQLAlchemy) are narrower here than
+    what Prefect itself declares, because Prefect stops working silently outside of them.
+    """
+    try:
+        declared = importlib.metadata.requires("coembed") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Check("packages", "bad", "coembed is not installed", "run `make setup`")]
+    wrong, num_good = [], 0
+    for text in declared:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "missing"
+        if version == "missing" or not requirement.specifier.contains(version, prereleases=True):
+            found = f"{version}, needs {requirement.specifier or 'any version'}"
+            wrong.append(
+                Check(
+                    requirement.name,
+                    "bad",
+                    found,
+                    f"pip install -c constraints.txt '{requirement.name}{requirement.specifier}'",
+                )
+            )
+        else:
+            num_good += 1
+    return [*wrong, Check("packages", "good", f"{num_good} in the ranges that are known to work")]
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return Check(
+            "device", "good", f"{torch.cuda.get_device_name(0)} (torch {torch.__version__})"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Check(
+        "device",
+        "warn",
+        f"no GPU; {cores} CPU cores (torch {torch.__version__})",
+        "fine for the demo; train real data on a GPU",
+    )
+
+
+def _git(project: Path) -> Check:
+    from coembed.lineage import git
+
+    if shutil.which("git") is None:
+        return Check("git", "bad", "not installed", "install git")
+    try:
+        return Check("git", "good", f"commit {git.head_commit(project)[:12]}")
+    except CoembedError as error:
+        return Check("git", "bad", error.message, error.hint or "")
+
+
+def _params(project: Path) -> Check:
+    from coembed.config import load_config
+
+    try:
+        load_config(project / "params.yaml")
+    except CoembedError as error:
+        return Check("params.yaml", "bad", error.message, error.hint or "")
+    return Check("params.yaml", "good", "read and checked")
+
+
+def _dvc(project: Path) -> Check:
+    from coembed.lineage import dvc
+
+    if not (project / ".dvc").is_dir():
+        return Check("DVC", "bad", "not initialised here", "run `dvc init`")
+    try:
+        remotes = dvc.dvc(project, "remote", "list").split("\n")
+    except CoembedError as error:
+        return Check("DVC", "bad", error.message, error.hint or "")
+    names = [line.split("\t")[0] for line in remotes if line.strip()]
+    if not names:
+        return Check("DVC", "warn", "no remote", "`dvc remote add -d NAME URL` keeps a copy")
+    return Check("DVC", "good", f"remote {', '.join(names)}")
+
+
+def _data(project: Path) -> Check:
+    from coembed.config import load_config
+    from coembed.lineage import dvc
+
+    try:
+        pool = load_config(project / "params.yaml").paths.pool
+        dvc.require_versioned(project, pool)
+    except CoembedError as error:
+        return Check("pool", "warn", error.message, error.hint or "")
+    return Check("pool", "good", f"{pool}/ is as {pool}.dvc says")
+
+
+def _reachable(name: str, url: str | None, path: str, variable: str) -> Check:
+    assert url is not None
+    try:
+        with urllib.request.urlopen(url.rstrip("/") + path, timeout=_TIMEOUT_S) as answer:
+            return Check(name, "good", f"{url} answers {answer.status}")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return Check(
+            name, "bad", f"{url}: {reason}", f"start it, or unset {variable} to run embedded"
+        )
+
+
+def _embedded_index(folder: Path) -> Check:
+    """Whether another process holds the embedded index: its lock is exclusive."""
+    lock = folder / ".lock"
+    if not lock.exists():
+        return Check("Qdrant", "good", "embedded: nothing indexed yet")
+    import fcntl
+
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Check(
+                "Qdrant",
+                "warn",
+                f"embedded: another process holds {folder.name}/",
+                "end that process, or run a server and set QDRANT_URL",
+            )
+    return Check("Qdrant", "good", f"embedded: {folder.name}/")
+
+
+def _disk(project: Path) -> Check:
+    free_gib = shutil.disk_usage(project).free / 2**30
+    found = f"{free_gib:,.1f} GiB free"
+    if free_gib >= _MIN_FREE_GIB:
+        return Check("disk", "good", found)
+    return Check("disk", "warn", found, "`dvc gc --workspace` frees what no version here needs")

@@ -1,0 +1,1 @@
+"""Lineage: which code, which params and which data a run had. Calls git and DVC as commands."""

@@ -1,0 +1,112 @@
+"""DVC: the one execution path of the reproducible stages, called as a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from coembed.errors import CoembedError, DataError, ServiceError, UserError
+from coembed.lineage.process import capture, stream, tool
+
+Outcome = Literal["ran", "cached", "unchanged"]
+LOCK = "dvc.lock"
+
+
+def dvc(project: Path, *arguments: str, extra: Mapping[str, str] | None = None) -> str:
+    """Standard output of a dvc command in `project`; waits for locks; failing is a ServiceError."""
+    done = capture([tool("dvc"), "--wait-for-lock", *arguments], cwd=project, extra=extra)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        errors = [line for line in said if line.startswith("ERROR:")] or said[-3:]
+        raise ServiceError(f"dvc {' '.join(arguments)} failed: {' '.join(errors)}")
+    return done.stdout
+
+
+def changes(project: Path, *targets: str) -> dict[str, object]:
+    """What differs from dvc.lock and the .dvc files: empty where all is up to date."""
+    return dict(json.loads(dvc(project, "status", "--json", *targets) or "{}"))
+
+
+def reproduce(project: Path, stage: str, extra: Mapping[str, str] | None = None) -> Outcome:
+    """Bring one stage up to date, its dependencies being so already, and say what it took.
+
+    Raises:
+        UserError: the stage ended with exit code 2 (it has printed why).
+        CoembedError: it ended otherwise.
+    """
+    command = [tool("dvc"), "--wait-for-lock", "repro", "--single-item", stage]
+    code, printed = stream(command, cwd=project, extra=extra)
+    if code != 0:
+        raise _stage_error(project, stage, code)
+    if f"Running stage '{stage}'" in printed:
+        return "ran"
+    return "unchanged" if "didn't change, skipping" in printed else "cached"
+
+
+def _stage_error(project: Path, stage: str, code: int) -> CoembedError:
+    """The error of a failed stage. The verb leaves its own exit code in a small file."""
+    left = project / EXIT_FOLDER / f"{stage}.json"
+    said: dict[str, object] = {}
+    if left.exists():
+        said = json.loads(left.read_text(encoding="utf-8"))
+        left.unlink()
+    make = UserError if said.get("exit_code") == 2 else CoembedError
+    return make(
+        f"stage {stage} failed: {said.get('error', f'dvc repro ended with code {code}')}",
+        hint=f"mend that and run the same command again; `coembed {stage}` runs the stage alone",
+    )
+
+
+# Where a verb that DVC called leaves its error for the flow: DVC only passes "it failed" on.
+EXIT_FOLDER = Path(".dvc") / "tmp" / "coembed"
+
+
+def record(project: Path, stage: str) -> None:
+    """Write into dvc.lock that the stage's outputs come from its inputs as they are now."""
+    dvc(project, "commit", "--force", stage)
+
+
+def data_hash(project: Path, pool: Path) -> str | None:
+    """The hash by which DVC knows the pool (`md5` in data.dvc), or None before `dvc add`."""
+    pointer = project / f"{pool}.dvc"
+    if not pointer.exists():
+        return None
+    outs = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"]
+    return str(outs[0]["md5"])
+
+
+def add(project: Path, pool: Path) -> bool:
+    """Version the pool: cache its files and write its .dvc file. True where that file changed."""
+    pointer = project / f"{pool}.dvc"
+    before = pointer.read_bytes() if pointer.exists() else None
+    dvc(project, "add", "--quiet", str(pool))
+    return pointer.read_bytes() != before
+
+
+def require_versioned(project: Path, pool: Path) -> None:
+    """Refuse a pool that is missing, unversioned, or changed since it was versioned."""
+    pointer = f"{pool}.dvc"
+    if not (project / pointer).exists():
+        raise DataError(
+            f"{pool}/ is not versioned: there is no {pointer}",
+            hint="run `coembed demo-pool` for the demo, `coembed ingest SOURCE` for your own "
+            f"pairs, or `dvc add {pool}`",
+        )
+    if not (project / pool).exists():
+        try:
+            dvc(project, "checkout", pointer)
+        except ServiceError:
+            raise DataError(
+                f"{pool}/ is not here and not in the DVC cache",
+                hint="run `dvc pull`, or `coembed demo-pool` for the demo",
+            ) from None
+    elif changes(project, pointer):
+        raise DataError(
+            f"{pool}/ has changed since {pointer} was written",
+            hint=f"run `dvc add {pool}` to version it as it is now, or `dvc checkout {pointer}` "
+            "to get the versioned files back",
+        )

@@ -1,0 +1,89 @@
+"""Running git, dvc and stages as child processes that do not outlive their parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coembed.errors import ServiceError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends (Linux; elsewhere nothing happens).
+
+    A flow that is killed with -9 cannot clean up. Without this its stage would go on alone, holding
+    DVC's lock and the machine, while the flow's record says that the run is dead.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def tool(name: str) -> str:
+    """The command `name` of this Python's environment, or just its name where it has none."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child: this one, quiet, with this Python's commands on the path."""
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    )
+    environment.setdefault("DVC_NO_ANALYTICS", "1")
+    environment.setdefault("DO_NOT_TRACK", "1")
+    environment.update(extra or {})
+    return environment
+
+
+def capture(
+    command: Sequence[str], *, cwd: Path, extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and keep what it printed. Does not judge its exit code."""
+    try:
+        return subprocess.run(
+            list(command),
+            cwd=cwd,
+            env=child_environment(extra),
+            text=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            preexec_fn=die_with_parent,
+        )
+    except FileNotFoundError:
+        raise ServiceError(
+            f"the command {command[0]!r} is not installed",
+            hint=f"install {command[0]}; `coembed doctor` lists everything that is needed",
+        ) from None
+
+
+def stream(
+    command: Sequence[str], *, cwd: Path, extra: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command whose standard error goes where ours goes (progress bars keep their terminal).
+
+    Its standard output is passed on line by line and returned with the exit code.
+    """
+    with subprocess.Popen(
+        list(command),
+        cwd=cwd,
+        env=child_environment(extra),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        preexec_fn=die_with_parent,
+    ) as child:
+        assert child.stdout is not None
+        lines = []
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    return child.returncode, "".join(lines)

@@ -1,0 +1,174 @@
+"""A workspace: a git worktree of its own for one flow run, with the project's DVC cache.
+
+Two runs never meet in one folder, and an edit in the project while a run is under way cannot become
+part of what the run says it was made from. What the run reproduced is published back to the project
+where the project still stands as the run found it.
+"""
+
+from __future__ import annotations
+
+import configparser
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from coembed.config import override, read_params
+from coembed.errors import DataError, ServiceError
+from coembed.files import write_text
+from coembed.lineage import dvc, git
+
+_PARAMS = "params.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One run's place. `tree` is the worktree of `commit`; `ref` is the run's name in git.
+
+    `lock` is held open, and so locked, while the run lives: a workspace whose lock is free belongs
+    to a dead run.
+    """
+
+    project: Path
+    tree: Path
+    commit: str
+    ref: str
+    lock: IO[str]
+
+
+def open_workspace(
+    project: Path, run_id: str, *, pool: Path, runs: Path, overrides: Sequence[str] = ()
+) -> Workspace:
+    """Make the workspace of run `run_id`, its data and the outputs that are up to date in it.
+
+    Args:
+        project: the user's folder, a git repository.
+        pool: the pool's folder, relative to the project.
+        runs: the folder for what must outlive a run (checkpoints), relative to the project.
+        overrides: `section.key=value`; they are written into the workspace's params file.
+    """
+    project = project.resolve()
+    git.head_commit(project)
+    dvc.require_versioned(project, pool)
+    home = project / runs / "flows"
+    home.mkdir(parents=True, exist_ok=True)
+    clear_dead_workspaces(project, home)
+    lock = _take_lock(home / f"{run_id}.lock")
+    ref = f"{git.RUN_REFS}/{run_id}"
+    tree = home / run_id
+    commit = git.snapshot(project, ref)
+    git.add_worktree(project, tree, commit)
+    if overrides:
+        values = override(read_params(tree / _PARAMS), overrides)
+        write_text(tree / _PARAMS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        commit = git.snapshot(tree, ref)
+    _share_stores(project, tree, runs)
+    _check_out_data(project, tree, pool)
+    dvc.dvc(tree, "checkout", "--quiet", "--allow-missing", "--force")
+    return Workspace(project=project, tree=tree, commit=commit, ref=ref, lock=lock)
+
+
+def publish(workspace: Workspace, *, pool: Path) -> bool:
+    """Bring dvc.lock and the outputs back to the project, if its recipe is still the run's.
+
+    Returns False, and touches nothing, where params.yaml, dvc.yaml or the data version differ: the
+    run had overrides, or the project was edited meanwhile.
+    """
+    project, tree = workspace.project, workspace.tree
+    recipe = (_PARAMS, "dvc.yaml", f"{pool}.dvc")
+    if any(_bytes(project / name) != _bytes(tree / name) for name in recipe):
+        return False
+    lock = (tree / dvc.LOCK).read_text(encoding="utf-8")
+    if _bytes(project / dvc.LOCK) != lock.encode():
+        write_text(project / dvc.LOCK, lock)
+    stages = list(yaml.safe_load(lock).get("stages", {}))
+    dvc.dvc(project, "checkout", "--quiet", "--force", *stages)
+    return True
+
+
+def push(workspace: Workspace) -> bool:
+    """Copy what the run made to the default DVC remote. False where the project has none."""
+    if not dvc.dvc(workspace.tree, "remote", "list").strip():
+        return False
+    dvc.dvc(workspace.tree, "push", "--quiet")
+    return True
+
+
+def close_workspace(workspace: Workspace) -> None:
+    """Remove the worktree and let go of its lock. The run's ref and its checkpoints stay."""
+    git.remove_worktree(workspace.project, workspace.tree)
+    Path(workspace.lock.name).unlink(missing_ok=True)
+    workspace.lock.close()
+
+
+def clear_dead_workspaces(project: Path, home: Path) -> int:
+    """Remove what killed runs left in `home`, and say how many there were."""
+    num_cleared = 0
+    for lock_path in sorted(home.glob("*.lock")):
+        try:
+            lock = _take_lock(lock_path)
+        except ServiceError:
+            continue
+        git.remove_worktree(project, home / lock_path.stem)
+        lock_path.unlink(missing_ok=True)
+        lock.close()
+        num_cleared += 1
+    return num_cleared
+
+
+def _take_lock(path: Path) -> IO[str]:
+    lock = path.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ServiceError(f"the run {path.stem} is already under way") from None
+    return lock
+
+
+def _share_stores(project: Path, tree: Path, runs: Path) -> None:
+    """Point the worktree at the project's DVC cache, remotes and resumable runs."""
+    local = tree / ".dvc" / "config.local"
+    own = project / ".dvc" / "config.local"
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([project / ".dvc" / "config", own], encoding="utf-8")
+    for section in settings.sections():
+        url = settings[section].get("url")
+        if section.startswith("'remote") and url and "://" not in url and not os.path.isabs(url):
+            # A relative address is meant from the project's .dvc folder, not from the worktree's.
+            settings[section]["url"] = os.path.normpath(project / ".dvc" / url)
+    for section, key, value in (
+        ("cache", "dir", dvc.dvc(project, "cache", "dir").strip()),
+        # DVC's table of file hashes goes with the worktree and not into a shared system folder.
+        ("core", "site_cache_dir", str(tree / ".dvc" / "tmp" / "site")),
+    ):
+        if not settings.has_section(section):
+            settings.add_section(section)
+        settings[section][key] = value if section != "cache" else str((project / value).resolve())
+    with local.open("w", encoding="utf-8") as file:
+        settings.write(file)
+    link = tree / runs
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(project / runs, target_is_directory=True)
+
+
+def _check_out_data(project: Path, tree: Path, pool: Path) -> None:
+    pointer = f"{pool}.dvc"
+    try:
+        dvc.dvc(tree, "checkout", "--quiet", pointer)
+    except ServiceError as missing:
+        # The files are there but were never put into the cache: `git clone`, then a fresh draw.
+        if dvc.add(project, pool):
+            raise DataError(
+                f"{pool}/ is not what {pointer} says, and it cannot be checked out: {missing}",
+                hint=f"{pointer} now says what {pool}/ holds; look at `git diff {pointer}`",
+            ) from missing
+        dvc.dvc(tree, "checkout", "--quiet", pointer)
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

@@ -1,0 +1,89 @@
+"""Settings: the base of every typed section of params.yaml, and how a section names a component.
+
+A component (a loss, a filter, an index backend) is one module in its kind's package. The module's
+name is the component's registered name, and the module holds a class `Settings` with the
+component's settings and a `build` method. `Component("coembed.losses")` is the type of a setting
+that names one of them: `{name: softmax, ...}`. Only the module that is named gets imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+    )
+
+
+class ComponentSettings(Settings):
+    """Base of a component's `Settings`. `name` is the name of its module."""
+
+    name: str
+
+
+def component_names(package: str) -> tuple[str, ...]:
+    """Registered names in `package` (say, "coembed.losses"), sorted; imports none of them."""
+    paths = importlib.import_module(package).__path__
+    found = pkgutil.iter_modules(paths)
+    # A leading underscore marks what components of one kind share; `base` holds their interface.
+    return tuple(sorted(m.name for m in found if not m.name.startswith("_") and m.name != "base"))
+
+
+def component_settings(package: str, name: str) -> type[ComponentSettings]:
+    """The `Settings` class of the component `name` of `package`."""
+    settings = importlib.import_module(f"{package}.{name}").Settings
+    assert issubclass(settings, ComponentSettings)
+    return settings
+
+
+class Component:
+    """Annotation `Annotated[ComponentSettings, Component("coembed.losses")]`.
+
+    Validates a mapping with a `name` into the Settings class of the module of that name.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def _choose(self, value: Any) -> ComponentSettings:
+        if isinstance(value, ComponentSettings):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        names = component_names(self.package)
+        if not isinstance(value, dict) or value.get("name") not in names:
+            got = value.get("name") if isinstance(value, dict) else value
+            raise PydanticCustomError(
+                "component_name",
+                "name is {got}; expected one of {names}",
+                {"got": repr(got), "names": ", ".join(names)},
+            )
+        return component_settings(self.package, value["name"]).model_validate(value)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._choose,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda chosen: chosen.model_dump(mode="json")
+            ),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        build: Callable[[str], dict[str, Any]] = lambda name: component_settings(  # noqa: E731
+            self.package, name
+        ).model_json_schema()
+        return {"anyOf": [build(name) for name in component_names(self.package)]}
