@@ -103,8 +103,12 @@ def train(run: Run) -> tuple[Outcome, str | None]:
         return "unchanged", None
     registry = open_registry(run.services, run.cfg.register_)
     run_id = registry.start_run(run.space.ref.rsplit("/", 1)[-1], {})
-    with registry.monitor(run_id):
-        return _reproduce(run, "train"), run_id
+    try:
+        with registry.monitor(run_id):
+            return _reproduce(run, "train"), run_id
+    except BaseException:
+        registry.end_run(run_id, failed=True)
+        raise
 
 
 @_job

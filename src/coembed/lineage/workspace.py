@@ -138,7 +138,7 @@ def _share_stores(project: Path, tree: Path, runs: Path) -> None:
     settings.read([project / ".dvc" / "config", own], encoding="utf-8")
     for section in settings.sections():
         url = settings[section].get("url")
-        if section.startswith("'remote") and url and "://" not in url and not os.path.isabs(url):
+        if section.startswith("'remote") and url and "://" not in url and not Path(url).is_absolute():
             # A relative address is meant from the project's .dvc folder, not from the worktree's.
             settings[section]["url"] = os.path.normpath(project / ".dvc" / url)
     for section, key, value in (

@@ -1,0 +1,69 @@
+"""Run a function over tasks in worker processes, results in the order of the tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from coembed.errors import ServiceError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def choose_num_workers(setting: int) -> int:
+    """`setting`, or for 0 the cores that this process may use."""
+    if setting:
+        return setting
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_ordered(function: Callable[[T], R], tasks: Iterable[T], *, num_workers: int) -> Iterator[R]:
+    """`function` of each task, in order; at most a few results wait in memory.
+
+    One worker means this process. `function` and the tasks must be picklable. An error of the
+    function is raised here. Raises ServiceError when a worker process dies.
+    """
+    if num_workers <= 1:
+        yield from map(function, tasks)
+        return
+    # "spawn": a forked copy of a process with threads (progress bars, Arrow) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    remaining = iter(tasks)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin)
+    try:
+        running: deque[Future[R]] = deque(
+            pool.submit(function, task) for task in islice(remaining, 3 * num_workers)
+        )
+        while running:
+            result = running.popleft().result()
+            running.extend(pool.submit(function, task) for task in islice(remaining, 1))
+            yield result
+    except BrokenProcessPool as error:
+        raise ServiceError(
+            "a worker process of the curation died (out of memory, or a crash in a decoder)",
+            hint="try `--set curate.num_workers=1`, or a lower curate.max_pixels",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    """First thing in a worker: leave Ctrl-C to the parent, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

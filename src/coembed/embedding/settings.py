@@ -1,0 +1,40 @@
+"""Settings of the embed stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from coembed.settings import Settings
+from coembed.types import SPLITS, Split
+
+
+class EmbedSettings(Settings):
+    """Which items become the corpus, and how they are embedded.
+
+    The corpus is written in parts of `part_size` items: a killed run loses at most one part's work.
+    A part is embedded in batches of `batch_size`, so `part_size` is a multiple of it.
+    """
+
+    splits: tuple[Split, ...] = Field(default=SPLITS, min_length=1)
+    modalities: tuple[Literal["image"], ...] = Field(default=("image",), min_length=1)
+    batch_size: int = Field(default=256, ge=1)
+    part_size: int = Field(default=16_384, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+
+    @field_validator("splits", "modalities")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("names one twice")
+        return names
+
+    @model_validator(mode="after")
+    def _aligned(self) -> EmbedSettings:
+        if self.part_size % self.batch_size:
+            raise ValueError(
+                f"part_size {self.part_size} is not a multiple of batch_size {self.batch_size}"
+            )
+        return self

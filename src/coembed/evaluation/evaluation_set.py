@@ -1,0 +1,130 @@
+"""The evaluated split: its items, their captions, and which caption answers which item.
+
+A caption's positives are its own item and every item that has the same caption, for nothing in the
+words tells these apart. Captions are the same when they agree after Unicode compatibility folding,
+case folding and joining of white space. Conversely an item's positives are its captions and those
+that are the same as one of them. Texts that are equal to the letter are candidates once.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from coembed.errors import DataError
+from coembed.evaluation.retrieval import Ints, Positives
+from coembed.files import sha256_json
+from coembed.types import Attribute, Modality
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedItem:
+    """An item without its media."""
+
+    item_id: str
+    modality: Modality
+    path: str
+    captions: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The items of one split, in the order of their embeddings."""
+
+    items: Sequence[EvaluatedItem]
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The distinct captions, in the order in which they first appear."""
+        return tuple(dict.fromkeys(text for item in self.items for text in item.captions))
+
+    @cached_property
+    def _text_number(self) -> dict[str, int]:
+        return {text: number for number, text in enumerate(self.texts)}
+
+    @cached_property
+    def queries(self) -> tuple[tuple[int, int], ...]:
+        """Text queries as (item, text) numbers: every caption of every item, once an item."""
+        return tuple(
+            (number, self._text_number[text])
+            for number, item in enumerate(self.items)
+            for text in dict.fromkeys(item.captions)
+        )
+
+    @property
+    def query_texts(self) -> Ints:
+        """Text number of each text query, [num_queries]."""
+        return np.asarray([text for _, text in self.queries], dtype=np.int64)
+
+    @property
+    def query_items(self) -> Ints:
+        """Item number of each text query, [num_queries]."""
+        return np.asarray([item for item, _ in self.queries], dtype=np.int64)
+
+    def text_to_item(self) -> Positives:
+        """For each text query the items that answer it."""
+        holders: dict[str, list[int]] = defaultdict(list)
+        for item, text in self.queries:
+            holders[same_text(self.texts[text])].append(item)
+        return Positives.from_lists([holders[same_text(self.texts[t])] for _, t in self.queries])
+
+    def item_to_text(self) -> Positives:
+        """For each item the distinct texts that answer it."""
+        equal: dict[str, list[int]] = defaultdict(list)
+        for number, text in enumerate(self.texts):
+            equal[same_text(text)].append(number)
+        return Positives.from_lists(
+            [
+                [number for text in item.captions for number in equal[same_text(text)]]
+                for item in self.items
+            ]
+        )
+
+    def columns(self) -> tuple[str, ...]:
+        """Names of the attribute columns that at least one item has, sorted."""
+        return tuple(sorted({name for item in self.items for name in item.attributes}))
+
+    def labels(self, column: str, *, setting: str) -> tuple[str | None, ...]:
+        """Each item's value of `column` as text, None where it has none.
+
+        `setting` names the setting that asked for the column, should no item have it.
+        """
+        if column not in self.columns():
+            there = ", ".join(self.columns()) or "none"
+            raise DataError(
+                f"{setting} names the column {column!r}, which no evaluated item has; "
+                f"columns there are: {there}",
+                hint=f"name one of these in {setting}, or add {column!r} to the pool's table",
+            )
+        found = (item.attributes.get(column) for item in self.items)
+        return tuple(None if value is None else as_label(value) for value in found)
+
+    def auto_slices(self) -> tuple[str, ...]:
+        """Columns of strings or booleans with 2 to 50 values, sorted by name."""
+        chosen = []
+        for column in self.columns():
+            values = {item.attributes[column] for item in self.items if column in item.attributes}
+            words = all(isinstance(value, str | bool) for value in values)
+            if words and 2 <= len(values) <= 50:
+                chosen.append(column)
+        return tuple(chosen)
+
+    def content_hash(self) -> str:
+        """SHA-256 over the sorted (item_id, sorted captions): equal sets give equal hashes."""
+        return sha256_json(sorted([item.item_id, sorted(item.captions)] for item in self.items))
+
+
+def as_label(value: Attribute) -> str:
+    """An attribute's value as the name of a class or slice."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def same_text(text: str) -> str:
+    """What two captions must share to count as the same words."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,0 +1,1 @@
+"""The index: searchable collections of embeddings. Only `qdrant*.py` import qdrant_client."""

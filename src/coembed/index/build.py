@@ -1,0 +1,239 @@
+"""Building a collection: load, finish, verify. Nothing here moves an alias."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from coembed.errors import ServiceError, UserError
+from coembed.index.base import Collection, Point, VectorIndex
+from coembed.index.filters import ColumnKind
+from coembed.index.settings import IndexSettings
+from coembed.progress import tracker
+
+# How far a score or a number of a vector may be off after the trip: float32 at unit length.
+_TOLERANCE = 1e-4
+# The least share of the sample that the serving search (an approximate graph on a server) must
+# find. A full scan must find all of it.
+_LEAST_FOUND = 0.95
+_TIES = 10
+
+
+class UnverifiedError(ServiceError):
+    """A collection that is not what was written into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What a collection holds, and the model version that made it. Stored as its metadata."""
+
+    model: str
+    version: int
+    fingerprint: str
+    precision: str
+    corpus: str
+    num_items: int
+    dim: int
+    columns: Mapping[str, ColumnKind]
+
+    def collection_name(self, alias: str) -> str:
+        """The physical collection's name: it carries the model version and the corpus."""
+        return f"{alias}__v{self.version}__{self.fingerprint[:8]}_{self.corpus[:8]}"
+
+    @property
+    def vector_name(self) -> str:
+        """Named after the fingerprint, so that another model's query fails, not misleads."""
+        return f"image@{self.fingerprint[:8]}"
+
+    def to_metadata(self) -> dict[str, Any]:
+        """As a collection keeps it."""
+        return {
+            "model": self.model,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "precision": self.precision,
+            "corpus": self.corpus,
+            "num_items": self.num_items,
+            "dim": self.dim,
+            "columns": dict(self.columns),
+        }
+
+
+def read_release(collection: Collection) -> Release:
+    """The release that a collection holds. Raises UserError if coembed did not make it."""
+    data = collection.metadata
+    try:
+        return Release(
+            model=str(data["model"]),
+            version=int(data["version"]),
+            fingerprint=str(data["fingerprint"]),
+            precision=str(data["precision"]),
+            corpus=str(data["corpus"]),
+            num_items=int(data["num_items"]),
+            dim=int(data["dim"]),
+            columns=dict(data["columns"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"collection {collection.name!r} does not say which model version made it ({error})",
+            hint="it was not made by coembed; build one with `coembed index`",
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A verified collection. `num_sampled` points were read back and searched for."""
+
+    collection: str
+    num_items: int
+    num_sampled: int
+    already_built: bool
+
+
+def build(
+    index: VectorIndex,
+    release: Release,
+    points: Callable[[], Iterator[Point]],
+    *,
+    alias: str,
+    settings: IndexSettings,
+) -> Built:
+    """Make the collection of `release`, or complete it, or find it built; then verify it.
+
+    `points()` starts over at each call. What a killed run left is completed: points have fixed
+    ids, so writing them again changes nothing. Raises UserError when the name is taken by another
+    release, UnverifiedError when the check fails; the alias never moves.
+    """
+    _check_columns(settings.payload_indexes, release.columns)
+    name = release.collection_name(alias)
+    if index.exists(name):
+        found = index.describe(name)
+        _check_same(found, release)
+        if found.metadata.get("state") == "built":
+            # What fails its check now was damaged since: it is loaded again.
+            with contextlib.suppress(UnverifiedError):
+                num_sampled = verify(index, name, release, points(), settings)
+                return Built(name, release.num_items, num_sampled, already_built=True)
+        if index.count(name) > release.num_items:
+            index.delete(name)
+    if not index.exists(name):
+        wanted = settings.payload_indexes
+        index.create(
+            name,
+            vector_name=release.vector_name,
+            dim=release.dim,
+            metadata={**release.to_metadata(), "state": "loading"},
+            columns={
+                column: kind
+                for column, kind in release.columns.items()
+                if wanted == "auto" or column in wanted
+            },
+        )
+    _load(index, name, points(), release, settings)
+    index.finish(name)
+    num_sampled = verify(index, name, release, points(), settings)
+    index.set_metadata(name, {"state": "built"})
+    return Built(name, release.num_items, num_sampled, already_built=False)
+
+
+def _check_same(found: Collection, release: Release) -> None:
+    held = {key: found.metadata.get(key) for key in release.to_metadata()}
+    if held != release.to_metadata() or found.vector_name != release.vector_name:
+        raise UserError(
+            f"collection {found.name!r} holds another release than the one to be built: "
+            f"version {held['version']} of {held['model']!r}, {held['num_items']} items",
+            hint="remove it from the index if the registry was started anew",
+        )
+
+
+def _check_columns(wanted: str | Sequence[str], columns: Mapping[str, ColumnKind]) -> None:
+    unknown = [] if isinstance(wanted, str) else sorted(set(wanted) - set(columns))
+    if unknown:
+        raise UserError(
+            f"index.payload_indexes names {', '.join(unknown)}; the embeddings have the columns "
+            f"{', '.join(columns) or '(none)'}"
+        )
+
+
+def _load(
+    index: VectorIndex,
+    name: str,
+    points: Iterator[Point],
+    release: Release,
+    settings: IndexSettings,
+) -> None:
+    progress = tracker(total=release.num_items, label="index", unit="items")
+    try:
+        while batch := list(islice(points, settings.batch_size)):
+            index.upsert(name, batch)
+            progress.advance(len(batch))
+    finally:
+        progress.close()
+
+
+def verify(
+    index: VectorIndex,
+    name: str,
+    release: Release,
+    points: Iterable[Point],
+    settings: IndexSettings,
+) -> int:
+    """Prove a collection against the points it was made from; returns the size of the sample.
+
+    The count is exact, the dimension is right, and an evenly spread sample of points comes back
+    with the same vector and payload and is its own best hit. Raises UnverifiedError otherwise.
+    """
+    found = index.describe(name)
+    count = index.count(name)
+    if count != release.num_items:
+        raise _bad(name, f"it has {count} points, the embeddings have {release.num_items} items")
+    if found.dim != release.dim:
+        raise _bad(name, f"its vectors have {found.dim} dimensions, expected {release.dim}")
+    step = max(1, release.num_items // settings.verify_sample)
+    sample = list(islice(points, 0, step * settings.verify_sample, step))
+    num_found = 0
+    for point in sample:
+        back = index.retrieve(name, [point.item_id]).get(point.item_id)
+        if back is None:
+            raise _bad(name, f"item {point.item_id} is not in it")
+        if not np.allclose(back.vector, point.vector, atol=_TOLERANCE):
+            raise _bad(name, f"the vector of item {point.item_id} is not the one that was written")
+        if dict(back.payload) != dict(point.payload):
+            raise _bad(name, f"the payload of item {point.item_id} is not the one that was written")
+        if _is_own_hit(index, name, release.vector_name, point, exact=False):
+            num_found += 1
+        elif not _is_own_hit(index, name, release.vector_name, point, exact=True):
+            raise _bad(name, f"item {point.item_id} is not the best hit for its own vector")
+    if num_found < _LEAST_FOUND * len(sample):
+        raise _bad(
+            name,
+            f"the search found {num_found} of {len(sample)} items by their own vector",
+            hint="raise index.search_ef or index.hnsw_ef_construct",
+        )
+    return len(sample)
+
+
+def _is_own_hit(
+    index: VectorIndex, name: str, vector_name: str, point: Point, *, exact: bool
+) -> bool:
+    hits = index.query(name, vector_name, point.vector, limit=_TIES, exact=exact)
+    if not hits or abs(hits[0].score - 1.0) > _TOLERANCE:
+        return False
+    if any(
+        hit.item_id == point.item_id and hit.score >= hits[0].score - _TOLERANCE for hit in hits
+    ):
+        return True
+    # More items share this very vector than were asked for: any of them is as good a hit.
+    return len(hits) == _TIES and abs(hits[-1].score - 1.0) <= _TOLERANCE
+
+
+def _bad(name: str, what: str, hint: str | None = None) -> UnverifiedError:
+    return UnverifiedError(
+        f"collection {name!r} failed its check: {what}",
+        hint=hint or "the served collection is untouched; run `coembed index` again",
+    )

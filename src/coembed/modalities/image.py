@@ -1,0 +1,290 @@
+"""Images: decoding, the transform, the tower.
+
+One way of decoding and resizing serves the training cache, evaluation and search: a model meets the
+same pixels everywhere. `Spec.version` names that way; it changes when the pixels would.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from PIL import Image, ImageOps
+from pydantic import Field
+from torch import Tensor, nn
+
+from coembed.errors import DataError, ModelError
+from coembed.modalities import base
+
+SECTION = "vision_cfg"
+OPEN_CLIP = "visual"
+
+Pixels = NDArray[np.uint8]
+Triple = tuple[float, float, float]
+
+# Pillow can also read formats that start other programs (EPS) or are none of a pool's business.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# An image more elongated than this is first cut to its middle: resized whole, it could fill memory.
+_MAX_ASPECT = 16
+
+
+class Spec(base.InputSpec):
+    """The image tower's inputs.
+
+    px: side of the square input, in pixels. mean, std: per RGB channel, of values in 0 to 1.
+    resize: `shortest` brings the shorter side to px and cuts the middle out; `squash` brings both
+    sides to px. interpolation: antialiased, of 8-bit values. version: of decoding and resizing.
+    """
+
+    px: int = Field(ge=1)
+    mean: Triple = OPENAI_DATASET_MEAN
+    std: Triple = OPENAI_DATASET_STD
+    resize: Literal["shortest", "squash"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    version: Literal[1] = 1
+
+
+def decode_image(data: bytes, *, max_pixels: int = base.MAX_PIXELS) -> Pixels:
+    """RGB pixels [height, width, 3] of an encoded image.
+
+    The EXIF orientation is applied, transparency laid on white, 16-bit values brought to 8, and an
+    animation gives its first frame. Colour profiles are not applied. The size is read from the
+    header and checked before anything is decoded.
+
+    Raises:
+        DataError: not an image of a known format, damaged, cut short, or above `max_pixels`.
+    """
+    try:
+        if data[:3] == _JPEG_START:
+            return _decode_jpeg(data, max_pixels)
+        return _decode_other(data, max_pixels)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"the image is too large: {error}") from None
+    except Exception as error:  # Pillow's plugins raise nearly everything on hostile bytes
+        message = str(error) or type(error).__name__
+        raise DataError(f"not a readable image: {message}") from error
+
+
+def resize_crop(
+    image: Pixels,
+    *,
+    px: int,
+    resize: str = "shortest",
+    interpolation: str = "bicubic",
+) -> Pixels:
+    """Pixels [px, px, 3], antialiased: the shorter side to `px` and the middle of the longer, or
+    both sides to `px` (`squash`).
+
+    Torch's 8-bit resize differs from Pillow's by at most one of 255 levels and is several times
+    faster; sizes and offsets are those of open_clip's evaluation transform.
+    """
+    height, width = image.shape[:2]
+    if resize == "shortest":
+        image = _cut_to_aspect(image, _MAX_ASPECT)
+        height, width = image.shape[:2]
+        short = min(height, width)
+        # The longer side is rounded down and the crop's offset to the nearest, as torchvision does.
+        height, width = px * height // short, px * width // short
+    else:
+        height, width = px, px
+    image = _resize(image, height, width, interpolation)
+    top, left = round((height - px) / 2), round((width - px) / 2)
+    return np.ascontiguousarray(image[top : top + px, left : left + px])
+
+
+def transform(data: bytes, spec: Spec, *, max_pixels: int = base.MAX_PIXELS) -> Pixels:
+    """Decode and resize as `spec` says: pixels [px, px, 3]. Raises DataError."""
+    image = decode_image(data, max_pixels=max_pixels)
+    return resize_crop(image, px=spec.px, resize=spec.resize, interpolation=spec.interpolation)
+
+
+def normalise(
+    batch: UInt8[Tensor, "batch height width 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch 3 height width"]:
+    """(pixels / 255 − mean) / std per channel, float32, channels last in memory."""
+    values = batch.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    shape = (1, 3, 1, 1)
+    shift = torch.tensor(mean, dtype=torch.float32, device=batch.device).reshape(shape)
+    scale = torch.tensor(std, dtype=torch.float32, device=batch.device).reshape(shape)
+    return values.sub_(shift).div_(scale)
+
+
+class Loader(base.Loader):
+    """Encoded images to pixels [batch, px, px, 3] uint8, and on to float inputs."""
+
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    def __init__(
+        self, spec: Spec, *, files: Path | None = None, max_pixels: int = base.MAX_PIXELS
+    ) -> None:
+        del files
+        self._spec, self._max_pixels = spec, max_pixels
+
+    def load(self, items: Sequence[bytes], *, first: int = 0) -> Tensor:
+        """See base.Loader."""
+        spec = self._spec
+        pixels = np.empty((len(items), spec.px, spec.px, 3), dtype=np.uint8)
+        for place, data in enumerate(items):
+            try:
+                pixels[place] = transform(data, spec, max_pixels=self._max_pixels)
+            except DataError as error:
+                raise DataError(f"image {first + place}: {error.message}") from error
+        return torch.from_numpy(pixels)
+
+    def to_inputs(self, batch: Tensor) -> Tensor:
+        """See base.Loader."""
+        return normalise(batch, self._spec.mean, self._spec.std)
+
+    def example(self) -> Tensor:
+        """See base.Loader."""
+        return torch.zeros((1, self._spec.px, self._spec.px, 3), dtype=torch.uint8)
+
+    def identity(self) -> Mapping[str, Any]:
+        """See base.Loader. The spec says it all."""
+        return {}
+
+
+def describe(section: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Spec:
+    """See base.ModalityModule."""
+    size = section.get("image_size", 224)
+    known = {
+        "mean": preprocess.get("mean"),
+        "std": preprocess.get("std"),
+        "resize": preprocess.get("resize_mode"),
+        "interpolation": preprocess.get("interpolation"),
+    }
+    given = {key: value for key, value in known.items() if value is not None}
+    for key, allowed in (
+        ("resize", ("shortest", "squash")),
+        ("interpolation", ("bicubic", "bilinear")),
+    ):
+        if key in given and given[key] not in allowed:
+            raise ModelError(
+                f"the checkpoint's preprocessing has {key} {given[key]!r}; expected one of "
+                f"{', '.join(allowed)}"
+            )
+    return Spec(px=size[0] if isinstance(size, list | tuple) else size, **given)
+
+
+def build_tower(embed_dim: int, section: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
+    """open_clip's image tower: inputs [batch, 3, px, px] → features [batch, embed_dim].
+
+    Raises:
+        ModelError: an unknown key or timm model, or sizes that do not fit.
+    """
+    settings = dict(section)
+    size = settings.get("image_size", 224)
+    px = settings["image_size"] = size[0] if isinstance(size, list | tuple) else size
+    settings["output_tokens"] = False
+    known = CLIPVisionCfg.__dataclass_fields__
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ModelError(
+            f"vision_cfg has unknown keys: {', '.join(unknown)}",
+            hint=f"known: {', '.join(sorted(known))}",
+        )
+    try:
+        tower: Any = _build_vision_tower(embed_dim, settings, quick_gelu)
+    except Exception as error:
+        raise ModelError(
+            f"open_clip cannot build the image tower: {type(error).__name__}: {error}",
+            hint="check model.architecture.vision_cfg in params.yaml",
+        ) from error
+    if hasattr(getattr(tower, "trunk", None), "set_input_size"):
+        # open_clip tells timm no image size, so a ViT comes out at the size of its name.
+        tower.set_input_size(px)
+    assert isinstance(tower, nn.Module)
+    return tower
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> Pixels:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    _check_pixels(width, height, max_pixels)
+    if data.rfind(_JPEG_END) < 0:
+        raise DataError("the JPEG is cut short: it has no end marker")
+    if colours not in ("RGB", "YCbCr", "Gray"):
+        return _decode_other(data, max_pixels)  # CMYK, YCCK
+    # Strict: without it libjpeg fills what is missing or damaged with grey and says nothing.
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    if b"Exif\0\0" in data[:65536] or b"tiff:Orientation" in data:
+        with _open(data) as header:
+            orientation = header.getexif().get(0x0112, 1)
+        pixels = _turn(pixels, orientation)
+    return pixels
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo EXIF orientation 2 to 8 (CIPA DC-008, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header. Pillow loads most of its plugins only when told to."""
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def _decode_other(data: bytes, max_pixels: int) -> Pixels:
+    with _open(data) as image:
+        _check_pixels(image.width, image.height, max_pixels)
+        image.load()
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        # 16-bit greys. Pillow's own conversion clips at 255.
+        values = np.clip(np.asarray(image, dtype=np.float32), 0, 65535) / 257
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DataError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(
+            f"the image is too large: {width} × {height} = {width * height:,} pixels, at most "
+            f"{max_pixels:,} are allowed"
+        )
+
+
+def _cut_to_aspect(image: Pixels, aspect: int) -> Pixels:
+    """The middle of an image that is more than `aspect` times longer than wide."""
+    height, width = image.shape[:2]
+    keep = aspect * min(height, width)
+    top, left = max(0, (height - keep) // 2), max(0, (width - keep) // 2)
+    return image[top : top + keep, left : left + keep]
+
+
+def _resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+    if image.shape[:2] == (height, width):
+        return image
+    channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    resized = F.interpolate(
+        channels_first, size=(height, width), mode=interpolation, antialias=True
+    )
+    return resized[0].permute(1, 2, 0).numpy()

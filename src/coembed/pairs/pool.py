@@ -1,0 +1,194 @@
+"""A pool: the tables `pairs/*` of a folder, read in name order as one stream of pairs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from coembed.errors import DataError
+from coembed.pairs.media_types import modality_of
+from coembed.pairs.tables import TABLE_ENDINGS, cast, join_types, table_batches, table_schema
+from coembed.types import SPLITS
+
+PAIR_COLUMNS = ("pair_id", "path", "caption", "modality", "split")
+_REQUIRED = ("path", "caption")
+_MAKE_ONE = "run `coembed demo-pool` for an example pool, or `coembed ingest SOURCE` for your own"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An opened pool. `attributes` are its further columns and their types (bool, int64, float64
+    or string), joined over all of its tables."""
+
+    folder: Path
+    tables: tuple[Path, ...]
+    attributes: Mapping[str, pa.DataType]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """PAIR_COLUMNS as text, then the attributes."""
+        return pa.schema(
+            [*((name, pa.string()) for name in PAIR_COLUMNS), *self.attributes.items()]
+        )
+
+    def batches(self, *, max_rows: int = 8192) -> Iterator[pa.RecordBatch]:
+        """All pairs in pool order, `max_rows` a batch (the last may be shorter).
+
+        Every pair has a pair_id and a modality. A missing path or caption is "", a missing split or
+        attribute null.
+        """
+        held: list[pa.RecordBatch] = []
+        num_held = 0
+        for batch in self._unequal_batches(max_rows):
+            held.append(batch)
+            num_held += batch.num_rows
+            if num_held >= max_rows:
+                whole = pa.concat_batches(held)
+                full = num_held - num_held % max_rows
+                for start in range(0, full, max_rows):
+                    yield whole.slice(start, max_rows)
+                held, num_held = [whole.slice(full)], num_held - full
+        if num_held:
+            yield pa.concat_batches(held)
+
+    def _unequal_batches(self, max_rows: int) -> Iterator[pa.RecordBatch]:
+        seen: Counter[bytes] = Counter()
+        for table in self.tables:
+            start = 0
+            for batch in table_batches(table, text=PAIR_COLUMNS, max_rows=max_rows):
+                yield self._pairs(batch, table, start, seen)
+                start += batch.num_rows
+
+    def _pairs(
+        self, batch: pa.RecordBatch, table: Path, start: int, seen: Counter[bytes]
+    ) -> pa.RecordBatch:
+        """The rows of `batch`, which begins at row `start` of `table`, as pairs."""
+        paths = pc.replace_substring_regex(_text(batch, "path"), r"^(\./+)+", "")
+        # A caption that is no text (a number, a boolean) is no caption.
+        captions = _text(batch, "caption", only_text=True)
+        columns = [
+            _pair_ids(_text(batch, "pair_id"), paths, captions, seen),
+            paths,
+            captions,
+            _modalities(_text(batch, "modality"), paths),
+            _splits(_text(batch, "split"), table, start),
+        ]
+        for name, kind in self.attributes.items():
+            present = name in batch.schema.names
+            columns.append(
+                cast(batch.column(name), kind) if present else pa.nulls(batch.num_rows, kind)
+            )
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def open_pool(folder: Path) -> Pool:
+    """Find the tables of the pool at `folder` and check their columns.
+
+    Raises DataError when there is no pool, when a table cannot be read or lacks a column that every
+    pool has, and when there is not one row.
+    """
+    pairs = folder / "pairs"
+    if not pairs.is_dir():
+        what = "no pool" if not folder.exists() else "no folder of pair tables"
+        raise DataError(f"{what} at {pairs if folder.exists() else folder}", hint=_MAKE_ONE)
+    tables = tuple(
+        path
+        for path in sorted(pairs.iterdir())
+        if path.suffix in TABLE_ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
+    if not tables:
+        raise DataError(
+            f"{pairs} holds no table; expected files ending in {', '.join(TABLE_ENDINGS)}",
+            hint=_MAKE_ONE,
+        )
+    attributes: dict[str, pa.DataType] = {}
+    has_rows = False
+    for path in tables:
+        schema = table_schema(path, text=PAIR_COLUMNS)
+        if path.suffix != ".parquet" and not schema.names:
+            continue  # an empty CSV or JSON Lines file has no columns and no rows
+        has_rows = True
+        missing = [name for name in _REQUIRED if name not in schema.names]
+        if missing:
+            raise DataError(
+                f"{path} has no column {' and no '.join(map(repr, missing))}; "
+                f"it has {', '.join(map(repr, schema.names))}",
+                hint="rename the columns, or bring the table in with "
+                "`coembed ingest SOURCE --column path=YOURS --column caption=YOURS`",
+            )
+        for field in schema:
+            if field.name not in PAIR_COLUMNS:
+                before = attributes.get(field.name, pa.null())
+                attributes[field.name] = join_types(before, field.type)
+    if not has_rows:
+        raise DataError(f"the tables in {pairs} hold no pairs", hint=_MAKE_ONE)
+    # A column without one value has no type; text can hold nothing as well as any.
+    settled = {n: pa.string() if pa.types.is_null(t) else t for n, t in attributes.items()}
+    return Pool(folder, tables, settled)
+
+
+def read_pool(folder: Path) -> pd.DataFrame:
+    """The whole pool as one frame: PAIR_COLUMNS, then the attributes. For pools that fit."""
+    pool = open_pool(folder)
+    table = pa.Table.from_batches(pool.batches(), schema=pool.schema)
+    if not table.num_rows:
+        raise DataError(f"the tables in {folder / 'pairs'} hold no pairs", hint=_MAKE_ONE)
+    return table.to_pandas()
+
+
+def _text(batch: pa.RecordBatch, name: str, *, only_text: bool = False) -> pa.Array:
+    """Column `name` as text, null cells as ""."""
+    if name not in batch.schema.names:
+        return pa.repeat("", batch.num_rows)
+    cells = batch.column(name)
+    if not pa.types.is_string(cells.type) and only_text:
+        return pa.repeat("", batch.num_rows)
+    return pc.fill_null(cast(cells, pa.string()), "")
+
+
+def _pair_ids(
+    given: pa.Array, paths: pa.Array, captions: pa.Array, seen: Counter[bytes]
+) -> pa.Array:
+    """Given ids; where there is none, a hash of path and caption (and of the repetition)."""
+    if pc.all(pc.not_equal(given, "")).as_py():
+        return given
+    made = []
+    rows = zip(given.to_pylist(), paths.to_pylist(), captions.to_pylist(), strict=True)
+    for pair_id, path, caption in rows:
+        if not pair_id:
+            content = f"{path}\0{caption}".encode()
+            key = hashlib.sha256(content).digest()[:16]
+            seen[key] += 1
+            if seen[key] > 1:
+                content += f"\0{seen[key]}".encode()
+            pair_id = hashlib.sha256(content).hexdigest()[:32]
+        made.append(pair_id)
+    return pa.array(made, pa.string())
+
+
+def _modalities(given: pa.Array, paths: pa.Array) -> pa.Array:
+    """Given modalities in lower case; where there is none, what the file ending says."""
+    rows = zip(given.to_pylist(), paths.to_pylist(), strict=True)
+    return pa.array([m.strip().lower() or modality_of(path) for m, path in rows], pa.string())
+
+
+def _splits(given: pa.Array, table: Path, start: int) -> pa.Array:
+    """Given splits in lower case, null where there is none."""
+    splits = pc.utf8_lower(pc.utf8_trim_whitespace(given))
+    absent = pc.equal(splits, "")
+    known = pc.or_(absent, pc.is_in(splits, value_set=pa.array(SPLITS)))
+    if not pc.all(known).as_py():
+        row = pc.index(known, False).as_py()
+        raise DataError(
+            f"{table}, row {start + row + 1}: split is {given[row].as_py()!r}; "
+            f"expected {', '.join(SPLITS)} or nothing",
+            hint="a pair without a split gets one from its content when the pool is curated",
+        )
+    return pc.if_else(absent, pa.scalar(None, pa.string()), splits)

@@ -1,0 +1,271 @@
+"""Shards: WebDataset tars, one sample an item, written deterministically and read safely.
+
+A sample is `<item_id>.<ext>` (the media as it came), `<item_id>.txt` (the first caption) and
+`<item_id>.json` (all captions, their pair ids, the path and the attributes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from coembed.errors import DataError
+from coembed.files import disk_errors, read_receipt, sha256_bytes
+from coembed.types import MODALITIES, SPLITS, Sample, Split
+
+_MADE_BY = "coembed curate"
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A finished shard. `num_bytes` and `sha256` are the tar file's."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a receipt."""
+        return {
+            "name": self.name,
+            "num_samples": self.num_samples,
+            "num_bytes": self.num_bytes,
+            "sha256": self.sha256,
+        }
+
+
+class ShardWriter:
+    """Writes `<split>-000000.tar`, `<split>-000001.tar` ... into `folder`.
+
+    Same samples in the same order make the same bytes. A shard is closed when it holds
+    `max_samples`, or when another sample would carry it past `max_bytes`. A context manager;
+    `shards` is whole once it is closed.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, *, max_samples: int, max_bytes: int, first: int = 0
+    ) -> None:
+        self.shards: list[Shard] = []
+        self._folder, self._split = folder, split
+        self._max_samples, self._max_bytes = max_samples, max_bytes
+        self._next = first
+        self._file: _HashedFile | None = None
+        self._num_samples = 0
+
+    def write(self, sample: Sample) -> None:
+        """Append `sample`."""
+        members = sample_members(sample)
+        size = sum(members_bytes(len(data)) for _, data in members)
+        full = self._num_samples >= self._max_samples
+        if self._file and (full or self._file.num_bytes + size > self._max_bytes):
+            self._close_shard()
+        if self._file is None:
+            name = shard_name(self._split, self._next)
+            self._file = _HashedFile(self._folder / name)
+            self._num_samples = 0
+            self._next += 1
+        with disk_errors(self._file.path):
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                self._file.write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+                self._file.write(data)
+                self._file.write(b"\0" * (-len(data) % _BLOCK))
+        self._num_samples += 1
+
+    def _close_shard(self) -> None:
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with disk_errors(file.path):
+            file.write(b"\0" * (2 * _BLOCK))
+            # Tar readers take whole records of twenty blocks.
+            file.write(b"\0" * (-file.num_bytes % tarfile.RECORDSIZE))
+            file.close()
+        self.shards.append(
+            Shard(file.path.name, self._num_samples, file.num_bytes, file.digest.hexdigest())
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._close_shard()
+        elif self._file is not None:
+            self._file.close()
+
+
+class _HashedFile:
+    """A file and the SHA-256 of what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+        with disk_errors(path):
+            self._file = path.open("wb")
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a shard."""
+    return f"{split}-{number:06d}.tar"
+
+
+def members_bytes(size: int) -> int:
+    """Bytes that a member of `size` bytes takes in a tar: a header and whole blocks."""
+    return _BLOCK + size + -size % _BLOCK
+
+
+def sample_members(sample: Sample) -> list[tuple[str, bytes]]:
+    """The tar members of `sample`: names and contents."""
+    about = {
+        "item_id": sample.item_id,
+        "modality": sample.modality,
+        "path": sample.path,
+        "captions": list(sample.captions),
+        "pair_ids": list(sample.pair_ids),
+        "attributes": dict(sample.attributes),
+    }
+    text = json.dumps(about, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return [
+        (f"{sample.item_id}.{sample.extension}", sample.media),
+        (f"{sample.item_id}.txt", (sample.captions[0] if sample.captions else "").encode()),
+        (f"{sample.item_id}.json", text.encode()),
+    ]
+
+
+def shard_paths(folder: Path, split: Split) -> tuple[Path, ...]:
+    """The shards of `split` in order, as the receipt of the curated pairs at `folder` names them.
+
+    Raises DataError when the folder has no receipt (curation did not finish) or a shard is gone.
+    """
+    paths = tuple(folder / shard["name"] for shard in _split_receipt(folder, split)["shards"])
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"shard {path} is missing", hint=f"run `{_MADE_BY}` again")
+    return paths
+
+
+def num_samples(folder: Path, split: Split) -> int:
+    """The number of items of `split`, from the receipt."""
+    return int(_split_receipt(folder, split)["num_items"])
+
+
+def _split_receipt(folder: Path, split: Split) -> dict[str, Any]:
+    if split not in SPLITS:
+        raise DataError(f"no split {split!r}; expected {', '.join(SPLITS)}")
+    receipt = read_receipt(folder, what="set of curated pairs", made_by=_MADE_BY)
+    try:
+        found = receipt["splits"][split]
+        assert isinstance(found["num_items"], int)
+        # A receipt may come from anywhere: its names must stay inside the folder.
+        assert all(Path(shard["name"]).name == shard["name"] for shard in found["shards"])
+    except (KeyError, TypeError, AssertionError):
+        raise DataError(
+            f"the receipt of {folder} is not one of curated pairs", hint=f"run `{_MADE_BY}`"
+        ) from None
+    return found
+
+
+def read_samples(folder: Path, split: Split, *, verify: bool = False) -> Iterator[Sample]:
+    """The items of `split` in shard order. With `verify`, media are checked against their ids."""
+    for path in shard_paths(folder, split):
+        yield from read_shard(path, verify=verify)
+
+
+def read_shard(path: Path, *, verify: bool = False) -> Iterator[Sample]:
+    """The items of one shard.
+
+    Nothing is extracted to disk. Members other than regular files, names with folders in them and
+    incomplete samples are refused with a DataError that names the member.
+    """
+    with path.open("rb") as file:
+        held: dict[str, bytes] = {}
+        key = ""
+        for name, data in _members(file, path):
+            stem, dot, ending = name.partition(".")
+            if not (stem and dot and ending) or "/" in name or "\\" in name:
+                raise DataError(f"{path}: member {name!r} is not named KEY.ENDING")
+            if stem != key and held:
+                yield _sample(path, key, held, verify)
+                held = {}
+            key = stem
+            held[ending] = data
+        if held:
+            yield _sample(path, key, held, verify)
+
+
+def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the regular files in a tar."""
+    try:
+        with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20) as tar:
+            for info in tar:
+                if not info.isreg():
+                    raise DataError(f"{path}: member {info.name!r} is not a regular file")
+                member = tar.extractfile(info)
+                assert member is not None
+                data = member.read()
+                if len(data) != info.size:
+                    raise tarfile.ReadError(f"member {info.name!r} is cut short")
+                yield info.name, data
+                tar.members.clear()  # type: ignore[attr-defined] # or it remembers every member
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"shard {path} is damaged: {error}", hint=f"run `{_MADE_BY}` again"
+        ) from error
+
+
+def _sample(path: Path, key: str, held: dict[str, bytes], verify: bool) -> Sample:
+    about_bytes = held.pop("json", None)
+    held.pop("txt", None)
+    if about_bytes is None or len(held) != 1:
+        raise DataError(
+            f"{path}: sample {key!r} is not one media file with its .txt and .json",
+            hint="bring shards made elsewhere in with `coembed ingest`",
+        )
+    ((extension, media),) = held.items()
+    try:
+        about = json.load(io.BytesIO(about_bytes))
+        sample = Sample(
+            item_id=about["item_id"],
+            modality=about["modality"],
+            path=about["path"],
+            media=media,
+            extension=extension,
+            captions=tuple(about["captions"]),
+            pair_ids=tuple(about["pair_ids"]),
+            attributes=about["attributes"],
+        )
+        assert sample.item_id == key and sample.modality in MODALITIES
+        assert isinstance(sample.attributes, dict)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise DataError(
+            f"{path}: {key}.json does not describe the sample as coembed writes it",
+            hint="bring shards made elsewhere in with `coembed ingest`",
+        ) from None
+    if verify and sha256_bytes(media) != key:
+        raise DataError(f"{path}: the media of {key!r} do not have that SHA-256: the shard changed")
+    return sample

@@ -1,0 +1,73 @@
+"""A model directory packed as an MLflow model: pyfunc from code, safetensors, no pickle."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from coembed.registry._mlflow import mlflow
+
+# What the packages that are needed to embed (coembed.models and below) import. Given in full:
+# MLflow would otherwise load the model once more to find out, and guess.
+_REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "safetensors",
+    "simplejpeg",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
+
+def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
+    """Pack the model directory `model` into the folder `into` (which must not exist).
+
+    The code of this package goes with it, so that it loads where coembed is not installed.
+    `precision` is what the fingerprint of the model was taken with.
+    """
+    types = mlflow.types
+    package_root = Path(__file__).parents[1]
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it advises type hints that cannot describe "text or image"
+    try:
+        mlflow.pyfunc.save_model(
+            str(into),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(model)},
+            code_paths=[str(package_root)],
+            model_config={"device": "auto", "precision": precision},
+            pip_requirements=requirements(),
+            signature=mlflow.models.ModelSignature(
+                inputs=types.Schema(
+                    [
+                        types.ColSpec("string", "text", required=False),
+                        types.ColSpec("binary", "image", required=False),
+                    ]
+                ),
+                outputs=types.Schema([types.TensorSpec(np.dtype(np.float32), (-1, dim))]),
+            ),
+        )
+    finally:
+        logger.setLevel(level)
+
+
+def requirements() -> list[str]:
+    """The installed versions of what embedding needs, without local builds ("+cu130")."""
+    found = []
+    for name in _REQUIREMENTS:
+        try:
+            found.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            found.append(name)
+    return found

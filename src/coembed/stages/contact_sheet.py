@@ -1,0 +1,137 @@
+"""A contact sheet: one picture of all hits, for a look at what a search finds."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from coembed.errors import DataError
+from coembed.files import atomic_path
+from coembed.modalities.image import decode_image
+from coembed.types import Hit
+
+_COLUMNS = 5
+_CELL = 224  # pixels: the side of a picture's frame
+_GAP = 20
+_MARGIN = 28
+_TEXT = 15
+_TITLE = 26
+_LINES = 2
+_MAX_PIXELS = 100_000_000
+_PAPER, _INK, _FAINT, _FRAME = "#ffffff", "#1d1d1f", "#6e6e73", "#f2f2f4"
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def draw_sheet(hits: Sequence[Hit], *, title: str, pool: Path, out: Path) -> None:
+    """Write a PNG with a picture, rank, score and caption for each hit.
+
+    Pictures are read from `pool` by the payload's path. One that is not there, cannot be decoded or
+    lies outside the pool leaves its frame empty. Same hits and media, same bytes.
+    """
+    columns = max(1, min(_COLUMNS, len(hits)))
+    rows = max(1, -(-len(hits) // columns))
+    cell_height = _CELL + 8 + (1 + _LINES) * (_TEXT + 6)
+    width = max(2 * _MARGIN + columns * (_CELL + _GAP) - _GAP, 640)
+    top = _MARGIN + _TITLE + 14 + _TEXT + 18
+    sheet = Image.new("RGB", (width, top + rows * (cell_height + _GAP) + _MARGIN - _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    title_font, text_font = ImageFont.load_default(_TITLE), ImageFont.load_default(_TEXT)
+    draw.text(
+        (_MARGIN, _MARGIN),
+        _fit(title, title_font, width - 2 * _MARGIN),
+        fill=_INK,
+        font=title_font,
+    )
+    count = "no hits" if not hits else f"{len(hits)} hit{'s' if len(hits) != 1 else ''}"
+    draw.text((_MARGIN, _MARGIN + _TITLE + 14), count, fill=_FAINT, font=text_font)
+    for place, hit in enumerate(hits):
+        row, column = divmod(place, columns)
+        left = _MARGIN + column * (_CELL + _GAP)
+        upper = top + row * (cell_height + _GAP)
+        _draw_hit(sheet, draw, hit, pool, (left, upper), text_font)
+    with atomic_path(out) as partial:
+        sheet.save(partial, format="PNG", optimize=True)
+
+
+def read_media(pool: Path, path: object) -> bytes | None:
+    """The bytes of a pool's media file; None if it is missing or the path leads out of the pool."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        return None
+    root = pool.resolve()
+    try:
+        # Links are followed before the check: a link that leads out is out.
+        target = (root / path).resolve()
+        return target.read_bytes() if target.is_relative_to(root) and target.is_file() else None
+    except OSError:
+        return None
+
+
+def _draw_hit(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    hit: Hit,
+    pool: Path,
+    corner: tuple[int, int],
+    font: Font,
+) -> None:
+    left, upper = corner
+    picture = _picture(pool, hit.payload.get("path"))
+    draw.rectangle((left, upper, left + _CELL - 1, upper + _CELL - 1), fill=_FRAME)
+    if picture is None:
+        note = "no picture"
+        draw.text(
+            (left + (_CELL - draw.textlength(note, font=font)) / 2, upper + _CELL / 2 - _TEXT),
+            note,
+            fill=_FAINT,
+            font=font,
+        )
+    else:
+        sheet.paste(
+            picture,
+            (left + (_CELL - picture.width) // 2, upper + (_CELL - picture.height) // 2),
+        )
+    line = upper + _CELL + 8
+    draw.text((left, line), f"{hit.rank}", fill=_INK, font=font)
+    score = f"{hit.score:.3f}"
+    draw.text(
+        (left + _CELL - draw.textlength(score, font=font), line), score, fill=_FAINT, font=font
+    )
+    for number, text in enumerate(_caption_lines(hit, font), start=1):
+        draw.text((left, line + number * (_TEXT + 6)), text, fill=_INK, font=font)
+
+
+def _picture(pool: Path, path: object) -> Image.Image | None:
+    data = read_media(pool, path)
+    if data is None:
+        return None
+    try:
+        picture = Image.fromarray(decode_image(data, max_pixels=_MAX_PIXELS))
+    except DataError:
+        return None
+    picture.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _caption_lines(hit: Hit, font: Font) -> list[str]:
+    captions = hit.payload.get("captions")
+    caption = str(captions[0]) if isinstance(captions, list | tuple) and captions else ""
+    words = " ".join(caption.split())
+    average = max(1.0, font.getlength("abcdefghij lmnop") / 16)
+    lines = textwrap.wrap(words, max(8, int(_CELL / average)))
+    if len(lines) > _LINES:
+        lines[_LINES - 1] = " ".join(lines[_LINES - 1 :])
+    return [_fit(line, font, _CELL) for line in lines[:_LINES]]
+
+
+def _fit(text: str, font: Font, width: int) -> str:
+    """`text` in one line of at most `width` pixels, cut with an ellipsis."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

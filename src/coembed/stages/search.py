@@ -1,0 +1,161 @@
+"""search: a text or a picture finds items, with the very model that made the collection.
+
+The alias leads to a collection, the collection names its model version, and that version's encoder
+makes the query: vectors of two models never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coembed.config import Config
+from coembed.errors import DataError, ModelError, UserError
+from coembed.index.base import VectorIndex
+from coembed.index.build import Release, read_release
+from coembed.index.filters import parse_filters
+from coembed.index.qdrant import open_index
+from coembed.models.encoder import Encoder, Precision, load_encoder
+from coembed.services import Services
+from coembed.stages.contact_sheet import draw_sheet
+from coembed.types import Hit
+
+MAX_LIMIT = 1000
+_MAX_QUERY_CHARS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search answers. `query` is the text, or the picture's file name."""
+
+    query: str
+    release: Release
+    collection: str
+    hits: tuple[Hit, ...]
+    sheet: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for a program."""
+        return {
+            "query": self.query,
+            "release": {
+                "model": self.release.model,
+                "version": self.release.version,
+                "fingerprint": self.release.fingerprint,
+                "collection": self.collection,
+            },
+            "hits": [
+                {"rank": hit.rank, "score": hit.score, "item_id": hit.item_id, **hit.payload}
+                for hit in self.hits
+            ],
+        }
+
+
+def run(
+    cfg: Config,
+    *,
+    services: Services,
+    pool: Path,
+    models: Path,
+    query: str | Path,
+    filters: Sequence[str] = (),
+    limit: int = 10,
+    sheet: Path | None = None,
+) -> SearchResult:
+    """Search for a text, or with the picture at a Path.
+
+    `pool` holds the media for the contact sheet `sheet` (a PNG to write); `models` is the folder
+    for downloaded models. Raises UserError for what the person can put right.
+    """
+    if not 1 <= limit <= MAX_LIMIT:
+        raise UserError(f"--limit {limit} is out of range", hint=f"expected 1 to {MAX_LIMIT}")
+    asked = _read_query(query)
+    with open_index(services, cfg.index) as index:
+        collection, release = find_release(index, alias=cfg.index.collection)
+        where = parse_filters(filters, release.columns)
+        encoder = load_release(cfg, services, release, collection=collection, models=models)
+        vector = _encode(encoder, asked, query)
+        hits = index.query(collection, release.vector_name, vector, where=where, limit=limit)
+    shown = query.name if isinstance(query, Path) else query.strip()
+    if sheet is not None:
+        draw_sheet(hits, title=shown, pool=pool, out=sheet)
+    return SearchResult(shown, release, collection, tuple(hits), sheet)
+
+
+def find_release(index: VectorIndex, *, alias: str) -> tuple[str, Release]:
+    """The collection that is served under `alias`, by its own name, and what it holds."""
+    collection = index.aliases().get(alias)
+    if collection is None:
+        raise UserError(
+            f"nothing is served as {alias!r} yet",
+            hint="`coembed retrain` trains, registers, indexes and promotes a first model",
+        )
+    return collection, read_release(index.describe(collection))
+
+
+def load_release(
+    cfg: Config, services: Services, release: Release, *, collection: str, models: Path
+) -> Encoder:
+    """The encoder that made a collection: downloaded from the registry once, then kept in `models`.
+
+    Raises ModelError if the registry's version is not the model that made the vectors.
+    """
+    folder = models / release.fingerprint
+    if not folder.is_dir():
+        # Only here: a search with a known model needs no registry, and importing it takes seconds.
+        from coembed.registry.store import open_registry
+
+        registry = open_registry(services, cfg.register_)
+        version = registry.version(release.version)
+        if version.fingerprint != release.fingerprint:
+            raise _other_model(release, collection, version.fingerprint)
+        registry.download(version, folder)
+    encoder = load_encoder(folder, precision=cast(Precision, release.precision))
+    if encoder.fingerprint != release.fingerprint:
+        raise _other_model(release, collection, encoder.fingerprint)
+    return encoder
+
+
+def _other_model(release: Release, collection: str, fingerprint: str) -> ModelError:
+    return ModelError(
+        f"collection {collection!r} was made by the model {release.fingerprint[:12]}; version "
+        f"{release.version} of {release.model!r} is {fingerprint[:12]} here",
+        hint="its answers would mean nothing; index the version again, or remove the copy under "
+        "runs/models and try again",
+    )
+
+
+def _read_query(query: str | Path) -> str | bytes:
+    if isinstance(query, Path):
+        try:
+            return query.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"the picture {query} cannot be read: {error.strerror or error}",
+                hint="name a JPEG, PNG or WebP file",
+            ) from None
+    if not query.strip():
+        raise UserError("the query is empty", hint='for example: coembed search "red sneakers"')
+    if len(query) > _MAX_QUERY_CHARS:
+        raise UserError(
+            f"the query has {len(query):,} characters, expected at most {_MAX_QUERY_CHARS:,}"
+        )
+    return query.strip()
+
+
+def _encode(encoder: Encoder, asked: str | bytes, query: str | Path) -> NDArray[np.float32]:
+    """The query's embedding [dim]."""
+    if isinstance(asked, str):
+        return encoder.encode_texts([asked])[0]
+    try:
+        return encoder.encode_images([asked])[0]
+    except DataError as error:
+        raise DataError(
+            f"the picture {query} cannot be searched with: {error.message}",
+            hint="name a JPEG, PNG or WebP file",
+        ) from None

@@ -1,0 +1,69 @@
+"""Device, precision and the switches that make arithmetic repeatable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from coembed.errors import ConfigError
+from coembed.training.settings import Precision, TrainSettings
+
+
+def choose_device(settings: TrainSettings) -> torch.device:
+    """The device to train on; `auto` is CUDA where there is one."""
+    cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not cuda:
+        raise ConfigError(
+            "train.device is cuda, but torch finds no CUDA device",
+            hint="set train.device to auto or cpu, or look at `nvidia-smi`",
+        )
+    return torch.device("cuda" if cuda and settings.device != "cpu" else "cpu")
+
+
+def choose_precision(settings: TrainSettings, device: torch.device) -> Precision:
+    """What `precision: auto` means here: bf16 where the hardware multiplies it, else fp32."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Emulated bf16 is slower than fp32, so a processor has to name one of these.
+    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if able else "fp32"
+
+
+@contextmanager
+def repeatable(device: torch.device, num_threads: int | None) -> Iterator[None]:
+    """Deterministic arithmetic and a fixed number of threads inside; what was set before, after.
+
+    On CUDA this asks cuBLAS and cuDNN for deterministic kernels, and an operation that has none
+    warns. The generators of torch are put back too.
+    """
+    if device.type == "cuda":
+        # cuBLAS reads it when the first handle is made, and is not deterministic without.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A module with a property: mypy cannot see it.
+    fill: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        fill.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+            fill.fill_uninitialized_memory = False
+            torch.backends.cudnn.benchmark = False
+            if num_threads is not None:
+                torch.set_num_threads(num_threads)
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            fill.fill_uninitialized_memory = before[2]
+            torch.backends.cudnn.benchmark = before[3]
+            torch.set_num_threads(before[4])

@@ -1,0 +1,84 @@
+"""A user's mistake is one clear error and exit code 2; ours is 1; never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from project import Project, small_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return small_project(tmp_path_factory.mktemp("bad") / "shop", num_pairs=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("search x", 2, "coembed retrain"),
+        ("search", 2, "give a text or --image FILE"),
+        ("search --image nowhere.jpg", 2, "nowhere.jpg"),
+        ("search x --limit 0", 2, "limit"),
+        ("search x --filter colour", 2, "colour"),
+        ("train", 2, "coembed curate"),
+        ("evaluate", 2, "first"),
+        ("embed", 2, "first"),
+        ("register", 2, "first"),
+        ("index", 2, "coembed register"),
+        ("promote", 2, "coembed index"),
+        ("curate --set curate.nonsense=1", 2, "unknown key"),
+        ("curate --set curate.filters=none", 2, "curate.filters"),
+        ("curate -C /nowhere", 2, "no params file"),
+        ("retrain --set train.lr=fast", 2, "train.lr"),
+        ("ingest nowhere.csv", 2, "nowhere.csv"),
+        ("ingest params.yaml", 2, "params.yaml"),
+        ("frobnicate", 2, "No such command"),
+        ("train --epochs 3", 2, "No such option"),
+    ],
+)
+def test_one_clear_error(project: Project, command: str, code: int, words: str) -> None:
+    done = project.coembed(*command.split(), code=code)
+    assert words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 14, done.stderr
+
+
+def test_an_architecture_that_cannot_be_is_named(project: Project) -> None:
+    project.coembed("curate")
+    done = project.coembed("train", "--set", "model.architecture=ViT-B-33", code=2)
+    assert "ViT-B-32" in done.stderr, done.stderr
+    done = project.coembed("train", "--set", "train.batch_size=100000", code=2)
+    assert "batch_size" in done.stderr
+
+
+def test_data_edited_behind_dvcs_back_stops_a_run(project: Project) -> None:
+    extra = project.root / "data" / "pairs" / "more.csv"
+    extra.write_text("path,caption\nnowhere.jpg,a chair\n")
+    try:
+        done = project.coembed("retrain", code=2)
+        assert "has changed since data.dvc was written" in done.stderr
+        assert "dvc add data" in done.stderr
+    finally:
+        extra.unlink()
+
+
+def test_a_folder_without_git_is_refused(project: Project, tmp_path: Path) -> None:
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(project.root, bare, ignore=shutil.ignore_patterns(".git", "runs", "artifacts"))
+    done = Project(bare).coembed("retrain", code=2)
+    assert "not a git repository" in done.stderr
+
+
+def test_doctor_says_what_to_do(project: Project) -> None:
+    done = project.coembed("doctor")
+    assert "params.yaml" in done.stdout
+    params = project.root / "params.yaml"
+    good = params.read_text()
+    params.write_text(good + "\nnonsense: 1\n")
+    try:
+        done = project.coembed("doctor", code=2)
+        assert "unknown key" in done.stdout
+    finally:
+        params.write_text(good)

@@ -1,0 +1,148 @@
+"""The main job on real parts: pool → … → search; one execution path for CLI, DVC and flow."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from project import Project, small_project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return small_project(tmp_path_factory.mktemp("clean") / "shop")
+
+
+@pytest.fixture(scope="module")
+def retrained(clean: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = clean.copy(tmp_path_factory.mktemp("retrained") / "shop")
+    project.coembed("retrain")
+    return project
+
+
+def _served(project: Project) -> dict[str, object]:
+    done = project.coembed("search", "red sneakers", "--json", "--limit", "3")
+    return json.loads(done.stdout)["release"]
+
+
+def test_the_flow_ends_in_a_search_that_answers(retrained: Project) -> None:
+    sheet = retrained.root / "hits.png"
+    done = retrained.coembed("search", "red sneakers", "--sheet", str(sheet), "--limit", "5")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert "version 1" in done.stdout
+    filtered = retrained.coembed("search", "a chair", "--filter", "colour=red", "--json")
+    hits = json.loads(filtered.stdout)["hits"]
+    assert hits and {hit["attributes"]["colour"] for hit in hits} == {"red"}
+    assert [hit["score"] for hit in hits] == sorted((h["score"] for h in hits), reverse=True)
+
+
+def test_a_picture_finds_itself(retrained: Project) -> None:
+    found = json.loads(retrained.coembed("search", "a mug", "--json", "--limit", "1").stdout)
+    picture = retrained.root / "data" / found["hits"][0]["path"]
+    alike = json.loads(retrained.coembed("search", "--image", str(picture), "--json").stdout)
+    assert alike["hits"][0]["item_id"] == found["hits"][0]["item_id"]
+    assert alike["hits"][0]["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_second_retrain_changes_nothing(retrained: Project) -> None:
+    before, lock = _served(retrained), retrained.lock()
+    done = retrained.coembed("retrain")
+    assert retrained.lock() == lock
+    assert _served(retrained) == before
+    assert "ran" not in [line.split()[-1] for line in done.stdout.splitlines() if line.strip()]
+
+
+def test_after_the_flow_dvc_has_nothing_to_do_and_the_users_branch_is_untouched(
+    clean: Project, retrained: Project
+) -> None:
+    assert json.loads(retrained.run("dvc", "status", "--json").stdout) == {}
+    assert retrained.git("rev-parse", "HEAD") == clean.git("rev-parse", "HEAD")
+    assert retrained.git("status", "--porcelain").strip() in ("?? dvc.lock", "M dvc.lock")
+    assert len(retrained.git("worktree", "list").splitlines()) == 1
+
+
+def test_dvc_repro_the_verbs_and_the_flow_leave_the_same_lock_byte_for_byte(
+    clean: Project, retrained: Project, tmp_path: Path
+) -> None:
+    by_dvc = clean.copy(tmp_path / "by-dvc")
+    by_dvc.run("dvc", "repro")
+    by_verbs = clean.copy(tmp_path / "by-verbs")
+    for verb in ("curate", "train", "evaluate", "embed"):
+        by_verbs.coembed(verb)
+    assert by_dvc.lock() == retrained.lock()
+    assert by_verbs.lock() == retrained.lock()
+    assert "up to date" in by_dvc.run("dvc", "repro").stdout
+    metrics = json.loads(by_dvc.run("dvc", "metrics", "show", "--json").stdout)
+    assert "retrieval" in str(metrics)
+    changed = by_dvc.run("dvc", "repro", "--dry", "--force", "evaluate").stdout
+    assert "coembed evaluate" in changed
+
+
+def test_one_changed_parameter_reruns_only_what_depends_on_it(
+    retrained: Project, tmp_path: Path
+) -> None:
+    status = retrained.run("dvc", "status", "--json").stdout
+    assert json.loads(status) == {}
+    params = retrained.root / "params.yaml"
+    before = params.read_text()
+    try:
+        params.write_text(before.replace("batch_size: 256", "batch_size: 128"))
+        retrained.coembed("config", "show")
+        changed = json.loads(retrained.run("dvc", "status", "--json").stdout)
+        assert "curate" not in changed and "train" not in changed
+        assert changed, "the recipe has no batch_size of 256 any more: change this test"
+    finally:
+        params.write_text(before)
+
+
+def test_an_override_is_a_run_of_its_own(retrained: Project) -> None:
+    lock = retrained.lock()
+    done = retrained.coembed("retrain", "--set", "train.epochs=1")
+    assert retrained.lock() == lock, "the project's own lock says what its own params made"
+    refs = retrained.git("for-each-ref", "--format=%(refname)", "refs/coembed/runs").split()
+    assert refs, done.stdout
+    params = retrained.git("show", f"{refs[-1]}:params.yaml")
+    assert "epochs: 1" in params
+    assert "epochs: 2" in (retrained.root / "params.yaml").read_text()
+
+
+def test_a_flow_killed_anywhere_goes_on_and_ends_the_same(
+    clean: Project, retrained: Project, tmp_path: Path
+) -> None:
+    project = clean.copy(tmp_path / "killed")
+    rng = random.Random(3)
+    for wait_s in (rng.uniform(12, 18), rng.uniform(18, 30)):
+        process = subprocess.Popen(
+            ["coembed", "retrain"], cwd=project.root, env=project.environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(wait_s)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        _wait_until_no_stage_lives(project)
+    project.coembed("retrain")
+    assert project.lock() == retrained.lock()
+    assert len(project.git("worktree", "list").splitlines()) == 1
+    assert _served(project)["fingerprint"] == _served(retrained)["fingerprint"]
+
+
+def _wait_until_no_stage_lives(project: Project) -> None:
+    """A killed flow takes its stage with it: an orphan would hold DVC's lock and the cores."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        listed = subprocess.run(
+            ["pgrep", "-f", str(project.root)], capture_output=True, text=True, check=False
+        )
+        if not listed.stdout.strip():
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"orphans: {listed.stdout}")

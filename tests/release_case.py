@@ -1,0 +1,118 @@
+"""A small world for the tests of registry and index: pairs, two models, evaluations, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from coembed.config import Config, parse_config
+from coembed.models.build import build_model
+from coembed.models.checkpoint import save_model
+from coembed.pairs.shards import read_samples
+from coembed.services import Services, find_services
+from coembed.stages import embed, evaluate, index, promote, register
+from coembed.stages.result import Result
+
+from training_pairs import SMALL_MODEL, make_pairs
+
+METRIC = "retrieval/text_to_image/recall_at_10"
+
+
+@dataclass(frozen=True)
+class World:
+    """A project's folders without DVC or git: stages are called as the commands call them."""
+
+    root: Path
+    cfg: Config
+    services: Services
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def with_settings(self, **sections: dict[str, Any]) -> World:
+        values = self.cfg.model_dump(mode="json", by_alias=True)
+        for section, settings in sections.items():
+            values[section] = {**values[section], **settings}
+        return replace(self, cfg=parse_config(values))
+
+    def make_model(self, name: str, seed: int) -> Path:
+        """A model directory `name` with random weights of its own, evaluated and embedded."""
+        folder = self.path(name)
+        folder.mkdir()
+        model, spec = build_model(self.cfg.model, seed=seed)
+        save_model(folder, model, spec, {"seed": seed})
+        (folder / "history.csv").write_text(
+            "step,epoch,loss,logit_scale\n10,0,2.5,2.66\n20,1,1.5,2.7\n", encoding="utf-8"
+        )
+        pairs = self.path("pairs")
+        evaluate.run(self.cfg, model=folder, pairs=pairs, out=self.path(f"{name}-evaluation"))
+        embed.run(
+            self.cfg, model=folder, pairs=pairs, out=self.path(f"{name}-embeddings"),
+            runs=self.path("runs"),
+        )  # fmt: skip
+        return folder
+
+    def register(self, name: str, **changes: Any) -> Result:
+        arguments = {
+            "services": self.services,
+            "model": self.path(name),
+            "evaluation": self.path(f"{name}-evaluation"),
+            "lineage": register.Lineage("c0ffee" * 6, "d" * 32),
+            "out": self.path("runs") / "register.json",
+        }
+        return register.run(self.cfg, **(arguments | changes))
+
+    def index(self, name: str, version: int) -> Result:
+        return index.run(
+            self.cfg, services=self.services, embeddings=self.path(f"{name}-embeddings"),
+            version=version, out=self.path("runs") / "index.json",
+        )  # fmt: skip
+
+    def promote(self, name: str, version: int, collection: str, **changes: Any) -> Result:
+        arguments = {
+            "services": self.services,
+            "version": version,
+            "collection": collection,
+            "evaluation": self.path(f"{name}-evaluation"),
+            "evaluate_champion": partial(_must_not_be_called, "evaluate_champion"),
+            "models": self.path("runs") / "models",
+            "out": self.path("runs") / "promote.json",
+        }
+        return promote.run(self.cfg, **(arguments | changes))
+
+    def release(self, name: str) -> tuple[int, str, Result]:
+        """Register, index and promote; version, collection and the promotion's result."""
+        version = int(self.register(name).receipt["version"])
+        collection = str(self.index(name, version).receipt["collection"])
+        return version, collection, self.promote(name, version, collection)
+
+
+def make_world(root: Path, *, train: int = 24, val: int = 16) -> World:
+    """Curated pairs and the pool's media; no model yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    make_pairs(root / "pairs", train=train, val=val)
+    for split in ("train", "val"):
+        for sample in read_samples(root / "pairs", split):
+            target = root / "data" / sample.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(sample.media)
+    cfg = parse_config(
+        {
+            "seed": 1,
+            "model": SMALL_MODEL,
+            "curate": {},
+            "train": {},
+            "evaluate": {"split": "val"},
+            "embed": {},
+            "register": {"model": "shop", "experiment": "tests"},
+            "index": {"collection": "items", "lock_wait_s": 0.2, "backoff_s": 0.01},
+            "promote": {"metric": METRIC, "tolerance": 1.0},
+        }
+    )
+    return World(root, cfg, find_services(root, {}))
+
+
+def _must_not_be_called(what: str, *_: Any) -> Any:
+    raise AssertionError(f"{what} was called")

@@ -1,0 +1,185 @@
+"""Ranks and recall against hand-written cases and a slow dense reference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coembed.errors import ModelError
+from coembed.evaluation.retrieval import (
+    TIE_TOLERANCE,
+    Positives,
+    chance_recall,
+    chance_reciprocal_rank,
+    check_embeddings,
+    rank_outcomes,
+    ranks,
+    summarise,
+)
+
+
+def unit(rng: np.random.Generator, num: int, dim: int) -> np.ndarray:
+    vectors = rng.normal(size=(num, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def dense_ranks(queries: np.ndarray, candidates: np.ndarray, lists: list[list[int]]) -> np.ndarray:
+    """One query at a time, one candidate at a time, on the full matrix of scores."""
+    scores = queries.astype(np.float64) @ candidates.astype(np.float64).T
+    found = []
+    for row, positives in zip(scores, lists, strict=True):
+        best = max(row[p] for p in positives)
+        rank = 1.0
+        for candidate, score in enumerate(row):
+            if candidate in positives:
+                continue
+            if abs(score - best) <= TIE_TOLERANCE:
+                rank += 0.5
+            elif score > best:
+                rank += 1
+        found.append(rank)
+    return np.asarray(found)
+
+
+def test_hand_written_ranks() -> None:
+    candidates = np.eye(4, dtype=np.float32)
+    queries = np.asarray(
+        [
+            [0.9, 0.1, 0.0, 0.0],  # positive is best
+            [0.1, 0.2, 0.3, 0.4],  # positive 0 is worst of four
+            [0.1, 0.2, 0.3, 0.4],  # positives 0 and 2: best is 2, only 3 above it
+            [0.5, 0.5, 0.5, 0.5],  # all tie: three negatives share, 1 + 3 / 2
+            [0.5, 0.5, 0.5, 0.5],  # all tie, three positives: 1 + 1 / 2
+            [0.7, 0.5, 0.5, 0.1],  # one above, one tied
+        ],
+        dtype=np.float32,
+    )
+    positives = Positives.from_lists([[0], [0], [0, 2], [1], [0, 1, 2], [1]])
+    assert ranks(queries, candidates, positives).tolist() == [1, 4, 2, 2.5, 1.5, 2.5]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_equal_to_the_dense_reference(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    num_queries, num_candidates = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 50))
+    candidates = unit(rng, num_candidates, 8)
+    # Repeats make exact ties, positives among them included.
+    repeats = rng.integers(0, num_candidates, size=num_candidates // 2)
+    candidates[: len(repeats)] = candidates[repeats]
+    queries = unit(rng, num_queries, 8)
+    lists = [
+        sorted(set(rng.integers(0, num_candidates, size=rng.integers(1, 5)).tolist()))
+        for _ in range(num_queries)
+    ]
+    found = ranks(
+        queries,
+        candidates,
+        Positives.from_lists(lists),
+        query_block=data.draw(st.integers(1, 45)),
+        candidate_block=data.draw(st.integers(1, 55)),
+    )
+    assert found.tolist() == dense_ranks(queries, candidates, lists).tolist()
+
+
+def test_block_sizes_do_not_matter() -> None:
+    rng = np.random.default_rng(3)
+    queries, candidates = unit(rng, 500, 32), unit(rng, 700, 32)
+    lists = [rng.integers(0, 700, size=3).tolist() for _ in range(500)]
+    positives = Positives.from_lists(lists)
+    whole = ranks(queries, candidates, positives)
+    for query_block, candidate_block in ((1, 1000), (7, 13), (500, 1), (499, 699)):
+        blocks = {"query_block": query_block, "candidate_block": candidate_block}
+        assert np.array_equal(ranks(queries, candidates, positives, **blocks), whole)
+    assert np.array_equal(whole, dense_ranks(queries, candidates, [sorted(set(x)) for x in lists]))
+
+
+def test_a_collapsed_model_does_no_better_than_chance() -> None:
+    rng = np.random.default_rng(0)
+    same = np.repeat(unit(rng, 1, 64), 200, axis=0)
+    # The encoder's rounding must not pass for knowledge.
+    noisy = (same + rng.normal(scale=1e-8, size=same.shape)).astype(np.float32)
+    positives = Positives.from_lists([[i] for i in range(200)])
+    outcomes = rank_outcomes("task", ranks(same, noisy, positives), 200, positives, (1, 10))
+    assert np.all(outcomes.ranks == 100.5)
+    assert outcomes.values["recall_at_10"].mean() == 0
+
+
+def test_more_positives_never_lower_the_rank() -> None:
+    rng = np.random.default_rng(1)
+    queries, candidates = unit(rng, 50, 16), unit(rng, 80, 16)
+    fewer = ranks(queries, candidates, Positives.from_lists([[i] for i in range(50)]))
+    more = ranks(queries, candidates, Positives.from_lists([[i, i + 1] for i in range(50)]))
+    assert np.all(more <= fewer)
+
+
+def test_chance_is_what_random_order_gives() -> None:
+    rng = np.random.default_rng(5)
+    num_candidates, counts = 12, np.asarray([1, 3, 7, 12])
+    rounds = 20_000
+    for place, count in enumerate(counts):
+        first = np.empty(rounds)
+        for turn in range(rounds):
+            first[turn] = np.sort(rng.permutation(num_candidates)[:count])[0] + 1
+        for k in (1, 3, 5, 20):
+            expected = (first <= k).mean()
+            assert chance_recall(num_candidates, counts, k)[place] == pytest.approx(
+                expected, abs=0.015
+            )
+        assert chance_reciprocal_rank(num_candidates, counts)[place] == pytest.approx(
+            (1 / first).mean(), abs=0.015
+        )
+
+
+def test_chance_recall_is_the_hypergeometric_formula() -> None:
+    for count in (1, 4, 60):
+        exact = 1 - math.comb(100 - count, 10) / math.comb(100, 10)
+        assert chance_recall(100, np.asarray([count]), 10)[0] == pytest.approx(exact, rel=1e-12)
+
+
+def test_summary_of_known_ranks() -> None:
+    positives = Positives.from_lists([[0], [1], [2], [3]])
+    outcomes = rank_outcomes("t", np.asarray([1.0, 2.0, 4.0, 10.5]), 100, positives, (1, 10))
+    summary = summarise(outcomes)
+    assert summary["num_queries"] == 4
+    assert summary["recall_at_1"] == 0.25
+    assert summary["recall_at_10"] == 0.75
+    assert summary["median_rank"] == 3
+    assert summary["mrr"] == pytest.approx((1 + 0.5 + 0.25 + 1 / 10.5) / 4)
+    assert summary["chance_recall_at_10"] == pytest.approx(0.1)
+
+
+def test_a_query_without_positives_is_refused() -> None:
+    with pytest.raises(ValueError, match="query 1 has no positive"):
+        Positives.from_lists([[0], []])
+
+
+def test_nan_embeddings_are_refused() -> None:
+    embeddings = np.ones((3, 4), dtype=np.float32)
+    check_embeddings(embeddings, "images")
+    embeddings[1, 2] = np.nan
+    with pytest.raises(ModelError, match="1 of 3 images are not finite"):
+        check_embeddings(embeddings, "images")
+
+
+@pytest.mark.parametrize("num", [3000])
+def test_memory_is_bounded(num: int) -> None:
+    import resource
+
+    rng = np.random.default_rng(2)
+    queries, candidates = unit(rng, num, 16), unit(rng, num * 10, 16)
+    positives = Positives.from_lists([[i] for i in range(num)])
+    ranks(queries[:64], candidates, positives_of(64), query_block=64, candidate_block=512)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ranks(queries, candidates, positives, query_block=64, candidate_block=512)
+    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    # The full matrix of scores would take 343 MiB.
+    assert grown_mib < 60
+
+
+def positives_of(num: int) -> Positives:
+    return Positives.from_lists([[i] for i in range(num)])
