@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from training_pairs import SMALL_MODEL, make_pairs
+
 from coembed.config import Config, parse_config
 from coembed.models.build import build_model
 from coembed.models.checkpoint import save_model
@@ -14,8 +16,6 @@ from coembed.pairs.shards import read_samples
 from coembed.services import Services, find_services
 from coembed.stages import embed, evaluate, index, promote, register
 from coembed.stages.result import Result
-
-from training_pairs import SMALL_MODEL, make_pairs
 
 METRIC = "retrieval/text_to_image/recall_at_10"
 

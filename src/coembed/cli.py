@@ -384,10 +384,13 @@ def retrain(project: ProjectOption = Path(), overrides: SetOption = None) -> Non
             f"{here.root} has no flows/retrain.py",
             hint="run it in a clone of the project, or name the clone with --project",
         )
-    home = here.path("runs") / "prefect"
+    home = Path(os.environ.get("PREFECT_HOME") or here.path("runs") / "prefect")
+    home.mkdir(parents=True, exist_ok=True)
     quiet = {
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(home)),
+        "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Prefect gives its ephemeral server 20 s, which a busy machine's first start outlasts.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(here.root), os.environ.get("PYTHONPATH", "")])
@@ -439,8 +442,9 @@ def search(
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
         return
     release = found.release
-    print_hits(f"{str(query)!r}", found.hits)
-    print(f"model {release.model} version {release.version}, collection {release.collection}")
+    # The columns that the evaluation classifies are the ones that people ask about.
+    print_hits(f"{str(query)!r}", found.hits, [task.column for task in here.cfg.evaluate.zero_shot])
+    print(f"model {release.model} version {release.version}, collection {found.collection}")
     if sheet is not None:
         print(f"contact sheet: {sheet}")
 
@@ -499,25 +503,12 @@ def _print_table(title: str, rows: tuple[tuple[str, str], ...] | Any) -> None:
 
 
 def main() -> None:
-    """The entry point: 0 done, 1 our fault or a service's, 2 the user's mistake."""
+    """The entry point. Exit codes: 0 done, 1 our fault or a service's, 2 the user's mistake."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except CoembedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        import click
-
-        if isinstance(error, click.exceptions.Abort):
-            sys.exit(130)
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        sys.exit(2)
-    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

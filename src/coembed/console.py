@@ -33,13 +33,14 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     _console().print(table)
 
 
-def print_hits(title: str, hits: Sequence[Hit]) -> None:
-    """Print search hits: rank, score, the first caption, the file and the attributes."""
+def print_hits(title: str, hits: Sequence[Hit], columns: Sequence[str]) -> None:
+    """Print search hits: rank, score, the first caption, the attributes `columns`, the file."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
     table.add_column("caption", overflow="fold")
-    table.add_column("attributes", overflow="fold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
     table.add_column("file", no_wrap=True)
     for hit in hits:
         captions = hit.payload.get("captions")
@@ -50,7 +51,7 @@ def print_hits(title: str, hits: Sequence[Hit]) -> None:
             str(hit.rank),
             f"{hit.score:.3f}",
             Text(caption),
-            Text(", ".join(f"{name} {value}" for name, value in own.items())),
+            *(Text(str(own.get(name, ""))) for name in columns),
             Text(str(hit.payload.get("path", ""))),
         )
     _console().print(table)

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from coembed.types import Pair
 
 # Pillow can open far more, some of it through other programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 

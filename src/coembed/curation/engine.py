@@ -19,12 +19,12 @@ from coembed.curation.examine import Examination, Examiner, FilterBuilder, decla
 from coembed.curation.filters.base import Filter, ScoreType
 from coembed.curation.ledger import Codes, Ledger
 from coembed.curation.manifest import write_manifest
-from coembed.curation.pack import Packer, plan_shards
+from coembed.curation.pack import Packer, ShardPlan, plan_shards
 from coembed.curation.settings import CurateSettings
 from coembed.curation.split import NO_SPLIT, Assignment, assign_splits
 from coembed.curation.spool import BATCH_ROWS, Spool, write_spool
 from coembed.curation.summary import Summary, check_enough, summarise
-from coembed.curation.workers import choose_num_workers, map_ordered
+from coembed.curation.workers import Workers, choose_num_workers
 from coembed.errors import DataError
 from coembed.files import write_json
 from coembed.pairs.pool import Pool
@@ -54,7 +54,6 @@ def curate(pool: Pool, out: Path, settings: CurateSettings, *, seed: int) -> Sum
             f"the tables in {pool.folder / 'pairs'} hold no pairs",
             hint="run `coembed demo-pool` or `coembed ingest SOURCE`",
         )
-    workers = 1 if num_rows <= _FEW_ROWS else choose_num_workers(settings.num_workers)
     builders = cast("tuple[FilterBuilder, ...]", settings.filters)
     filters = {s.name: b.build() for s, b in zip(settings.filters, builders, strict=True)}
     spool = Spool(spool_path)
@@ -62,17 +61,29 @@ def curate(pool: Pool, out: Path, settings: CurateSettings, *, seed: int) -> Sum
     job = Examination(
         spool_path, pool.folder, builders, settings.max_pixels, settings.max_media_bytes
     )
-    ledger = _examine(job, num_rows, filters, workers)
-    codes = ledger.codes()
-    _drop_repeated_ids(ledger, spool)
-    for chosen in filters.values():
-        ledger.apply_pool_filter(chosen, spool, codes)
-    ledger.settle_duplicates()
-    check_enough(ledger, spool, settings.min_pairs)
+    packer = Packer(spool_path, pool.folder, out, settings.max_media_bytes)
+    few = num_rows <= _FEW_ROWS
+    with Workers(1 if few else choose_num_workers(settings.num_workers)) as workers:
+        ledger = _examine(job, num_rows, filters, workers)
+        codes = ledger.codes()
+        _drop_repeated_ids(ledger, spool)
+        for chosen in filters.values():
+            ledger.apply_pool_filter(chosen, spool, codes)
+        ledger.settle_duplicates(codes.items)
+        check_enough(ledger, spool, settings.min_pairs)
 
-    owners = ledger.owner_items(codes.items)
-    splits = _assign(ledger, spool, codes, owners, settings, seed)
-    shards = _pack(ledger, codes, owners, splits, settings, spool_path, pool.folder, out, workers)
+        owners = ledger.owner_items(codes.items)
+        splits = _assign(ledger, spool, codes, owners, settings, seed)
+        plans = plan_shards(
+            items=owners,
+            item_ids=codes.item_ids,
+            splits=splits.splits,
+            used=ledger.used,
+            kept=ledger.kept,
+            num_bytes=ledger.num_bytes,
+            limits=settings.shards,
+        )
+        shards = _pack(packer, list(plans), workers)
     write_manifest(out / MANIFEST, spool=spool, ledger=ledger, codes=codes, splits=splits)
     summary = summarise(ledger, owners, splits, shards)
     if not summary.splits["train"].num_items:
@@ -97,7 +108,7 @@ def _check_columns(pool: Pool, names: Sequence[str]) -> None:
 
 
 def _examine(
-    job: Examination, num_rows: int, filters: Mapping[str, Filter], num_workers: int
+    job: Examination, num_rows: int, filters: Mapping[str, Filter], workers: Workers
 ) -> Ledger:
     scores: dict[str, ScoreType] = {}
     for chosen in filters.values():
@@ -106,7 +117,7 @@ def _examine(
     tasks = [(at, min(at + _TASK_ROWS, num_rows)) for at in range(0, num_rows, _TASK_ROWS)]
     progress = tracker(total=num_rows, label="examine", unit="pairs")
     try:
-        for found in map_ordered(Examiner(job), tasks, num_workers=num_workers):
+        for found in workers.map(Examiner(job), tasks):
             ledger.add(found)
             progress.advance(len(found.num_bytes))
     finally:
@@ -164,33 +175,9 @@ def _values(spool: Spool, name: str) -> tuple[NDArray[np.int64], list[str]]:
     return np.array(codes, np.int64), list(places)
 
 
-def _pack(
-    ledger: Ledger,
-    codes: Codes,
-    owners: NDArray[np.int64],
-    splits: Assignment,
-    settings: CurateSettings,
-    spool: Path,
-    pool: Path,
-    out: Path,
-    num_workers: int,
-) -> dict[str, list[Shard]]:
-    plans = list(
-        plan_shards(
-            items=owners,
-            item_ids=codes.item_ids,
-            splits=splits.splits,
-            used=ledger.used,
-            kept=ledger.kept,
-            num_bytes=ledger.num_bytes,
-            limits=settings.shards,
-        )
-    )
-    packer = Packer(spool, pool, out, settings.max_media_bytes)
-    done = map_ordered(packer, plans, num_workers=num_workers)
+def _pack(packer: Packer, plans: list[ShardPlan], workers: Workers) -> dict[str, list[Shard]]:
+    done = track(workers.map(packer, plans), total=len(plans), label="pack", unit="shards")
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for plan, shard in zip(
-        plans, track(done, total=len(plans), label="pack", unit="shards"), strict=True
-    ):
+    for plan, shard in zip(plans, done, strict=True):
         shards[plan.split].append(shard)
     return shards

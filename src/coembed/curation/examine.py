@@ -156,16 +156,18 @@ def read_media(pool: Path, path: str, max_bytes: int) -> tuple[bytes, str, str]:
         return b"", "missing_file", "no such file"
     except OSError as error:
         return b"", "unreadable_file", error.strerror or type(error).__name__
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             return b"", "not_a_file", "a folder, device or pipe, not a file"
         if status.st_size > max_bytes:
             return b"", "file_too_large", f"{status.st_size:,} bytes > {max_bytes:,} bytes"
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(max_bytes + 1)
-        except OSError as error:
-            return b"", "unreadable_file", error.strerror or type(error).__name__
+    except OSError as error:
+        return b"", "unreadable_file", error.strerror or type(error).__name__
+    finally:
+        os.close(descriptor)
     return (data, "", "") if data else (b"", "empty_file", "0 bytes")
 
 

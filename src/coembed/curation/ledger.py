@@ -100,20 +100,25 @@ class Ledger:
             self.duplicate_of[found.row] = found.duplicate_of
             self.joins[found.row] = found.keep_caption
 
-    def settle_duplicates(self) -> None:
+    def settle_duplicates(self, items: NDArray[np.int64]) -> None:
         """Make every `duplicate_of` a kept row, following chains of duplicates to their end.
 
-        Where the end was dropped by a later filter, nothing is left to join.
+        Where a later filter dropped the end, another kept pair of that item takes its place; where
+        there is none, nothing is left to join. `items` [rows]: numbers of the items.
         """
+        kept_rows = np.flatnonzero(self.kept)
+        kept_items, first = np.unique(items[kept_rows], return_index=True)
+        kept_row = dict(zip(kept_items.tolist(), kept_rows[first].tolist(), strict=True))
         for row in np.flatnonzero(self.duplicate_of >= 0).tolist():
             end, steps = int(self.duplicate_of[row]), 0
             while self.reason[end] != KEPT and self.duplicate_of[end] >= 0:
                 end, steps = int(self.duplicate_of[end]), steps + 1
                 if steps > self.num_rows:
                     raise AssertionError("filters made a circle of duplicates")
-            self.duplicate_of[row] = end
             if self.reason[end] != KEPT:
-                self.joins[row] = False
+                end = kept_row.get(int(items[end]), end)
+            self.duplicate_of[row] = end
+            self.joins[row] &= self.reason[end] == KEPT
 
     def owner_items(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """[rows]: the item number under which a used row's caption goes."""

@@ -10,8 +10,8 @@ from coembed.settings import Component, ComponentSettings, Settings
 
 _FILTERS: tuple[Any, ...] = (
     "readable",
+    "aspect_ratio",  # before image_size: a strip is dropped for being one, not for its short side
     "image_size",
-    "aspect_ratio",
     "caption_length",
     "exact_duplicate",
 )

@@ -1,4 +1,4 @@
-"""Run a function over tasks in worker processes, results in the order of the tasks."""
+"""Worker processes: run a function over tasks, results in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from coembed.errors import ServiceError
 
@@ -26,34 +27,57 @@ def choose_num_workers(setting: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_ordered(function: Callable[[T], R], tasks: Iterable[T], *, num_workers: int) -> Iterator[R]:
-    """`function` of each task, in order; at most a few results wait in memory.
+class Workers:
+    """Up to `num_workers` processes, started with the first work; one means this process.
 
-    One worker means this process. `function` and the tasks must be picklable. An error of the
-    function is raised here. Raises ServiceError when a worker process dies.
+    A context manager: the processes end with it.
     """
-    if num_workers <= 1:
-        yield from map(function, tasks)
-        return
-    # "spawn": a forked copy of a process with threads (progress bars, Arrow) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    remaining = iter(tasks)
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin)
-    try:
-        running: deque[Future[R]] = deque(
-            pool.submit(function, task) for task in islice(remaining, 3 * num_workers)
-        )
-        while running:
-            result = running.popleft().result()
-            running.extend(pool.submit(function, task) for task in islice(remaining, 1))
-            yield result
-    except BrokenProcessPool as error:
-        raise ServiceError(
-            "a worker process of the curation died (out of memory, or a crash in a decoder)",
-            hint="try `--set curate.num_workers=1`, or a lower curate.max_pixels",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """`function` of each task, in order; at most a few results wait in memory.
+
+        `function` and the tasks must be picklable. An error of the function is raised here. Raises
+        ServiceError when a worker process dies.
+        """
+        if self._num_workers <= 1:
+            yield from map(function, tasks)
+            return
+        if self._pool is None:
+            # "spawn": a forked copy of a process with threads (progress bars, Arrow) can deadlock.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self._num_workers, mp_context=context, initializer=_begin
+            )
+        pool, remaining = self._pool, iter(tasks)
+        try:
+            running: deque[Future[R]] = deque(
+                pool.submit(function, task) for task in islice(remaining, 3 * self._num_workers)
+            )
+            while running:
+                result = running.popleft().result()
+                running.extend(pool.submit(function, task) for task in islice(remaining, 1))
+                yield result
+        except BrokenProcessPool as error:
+            raise ServiceError(
+                "a worker process of the curation died (out of memory, or a crash in a decoder)",
+                hint="try `--set curate.num_workers=1`, or a lower curate.max_pixels",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin() -> None:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,7 +234,8 @@ def _encode_readable(
             try:
                 decode(data)
             except DataError as error:
-                reasons[place] = error.message
+                # It was alone, so a place in the message ("image 0: ...") says nothing.
+                reasons[place] = re.sub(r"^\w+ 0: ", "", error.message)
         if not reasons:
             raise
     readable = [data for place, data in enumerate(media) if place not in reasons]

@@ -26,11 +26,14 @@ _JPEG_QUALITY = 80
 
 @dataclass(frozen=True, slots=True)
 class ShownHit:
-    """One hit. `parts` are the words below the picture, each with whether it is as asked."""
+    """One hit. `parts` are the words below the picture, each with whether it is as asked.
+
+    `right` is None where nobody can say: another item may fit a caption as well as its own.
+    """
 
     item: int
     score: float
-    right: bool
+    right: bool | None
     parts: tuple[tuple[str, bool], ...]
 
 
@@ -108,7 +111,7 @@ def caption_searches(
             ShownHit(
                 int(item),
                 float(scores[item]),
-                bool(item in right),
+                True if item in right else None,
                 ((data.items[item].captions[0], True),),
             )
             for item in top_items(scores, num_hits)

@@ -69,8 +69,8 @@ def search_groups(found: Measurements, settings: ContactSheetSettings) -> list[S
     parts = (
         (
             "Captions as searches",
-            "Captions picked at random: does each find its own item? Right are the item itself and "
-            "items with the very same caption.",
+            "Captions picked at random: does each find its own item? It is marked, as are items "
+            "with the very same caption; other hits may fit the words too, nobody has said.",
             choose(texts, max(left - num_worst, 0)),
         ),
         (

@@ -20,6 +20,7 @@ from coembed.evaluation.zero_shot import ZeroShot
 
 _MAX_CONFUSION_CLASSES = 40
 _MAX_ROWS = 60
+_ROWS_IN_VIEW = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,10 @@ def render(report: Report) -> str:
     environment.filters["words"] = words
     source = (files("coembed.evaluation") / "report.html.j2").read_text(encoding="utf-8")
     template = environment.from_string(source)
-    return template.render(report=report, chart_width=WIDTH, chart_height=HEIGHT) + "\n"
+    page = template.render(
+        report=report, chart_width=WIDTH, chart_height=HEIGHT, rows_in_view=_ROWS_IN_VIEW
+    )
+    return page + "\n"
 
 
 def zero_shot_view(column: str, result: ZeroShot) -> ZeroShotView:
@@ -158,6 +162,7 @@ def percent(share: float) -> str:
 def words(name: str) -> str:
     """A metric's or task's name as a person says it: recall_at_10 → Recall@10."""
     known = {
+        "lr": "Learning rate",
         "mrr": "Mean reciprocal rank",
         "median_rank": "Median rank",
         "top_1": "Top-1 accuracy",
@@ -166,6 +171,9 @@ def words(name: str) -> str:
     }
     if name in known:
         return known[name]
+    for prefix, label in (("zero_shot_", "Zero-shot"), ("attribute_queries_", "Attribute queries")):
+        if name.startswith(prefix):
+            return f"{label}: {name.removeprefix(prefix).replace('_', ' ')}"
     stem, at, k = name.partition("_at_")
     label = stem.replace("_", " ").replace(" to ", " → ")
     return f"{label[:1].upper()}{label[1:]}{'@' + k if at else ''}"
@@ -183,5 +191,5 @@ def _mistakes(result: ZeroShot) -> list[tuple[str, str, int]]:
 
 
 def _number(value: float) -> str:
-    """A plain figure: up to three decimals, none where it is whole."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}".rstrip("0")
+    """A plain figure: whole and half numbers (ranks, counts) as they are, others to 3 decimals."""
+    return f"{value:,g}" if float(2 * value).is_integer() else f"{value:,.3f}"

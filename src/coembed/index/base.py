@@ -78,7 +78,10 @@ class VectorIndex(Protocol):
         """Set these keys of a collection's metadata; the others stay."""
 
     def upsert(self, name: str, points: Sequence[Point]) -> None:
-        """Write points; those already there are replaced. Returns when they are stored."""
+        """Write points; those already there are replaced. They can be searched on return.
+
+        They are safe from a killed process at once, from a power cut after `finish`.
+        """
 
     def finish(self, name: str) -> None:
         """Say that the load is over; returns when the collection is ready to be searched."""

@@ -1,8 +1,8 @@
 """The index in Qdrant: a server (`url`) or the client's embedded store in a folder (`path`).
 
-The only file that imports qdrant_client. The embedded store searches exactly, ignores HNSW and
-payload indexes, belongs to one process at a time and is not thread-safe: one lock guards it. It
-keeps its points as pickles in its own folder, so only a folder that coembed itself wrote is opened.
+Only this file and `qdrant_store` and `qdrant_filters` beside it import qdrant_client. The embedded
+store searches exactly, ignores HNSW and payload indexes, belongs to one process at a time and is
+not thread-safe: one lock guards it.
 
 The client never repeats a failed request (its own upload helpers loop for ever on 429), so every
 request goes through `retry.call`: time-outs, lost connections, 429 and 5xx are tried again,
@@ -37,8 +37,8 @@ from coembed.index.base import (
     wrong_vector,
 )
 from coembed.index.filters import NO_FILTER, ColumnKind, Filter
-from coembed.index.holder import locked_by, say_holder
 from coembed.index.qdrant_filters import payload_key, to_qdrant
+from coembed.index.qdrant_store import load_fast, open_store, settle
 from coembed.index.settings import IndexSettings
 from coembed.services import Services
 from coembed.types import Hit
@@ -60,10 +60,8 @@ def open_index(services: Services, settings: IndexSettings) -> QdrantIndex:
     Raises ServiceError when the server refuses or another process has the store open.
     """
     where = services.qdrant_url or str(services.qdrant_path)
-    # The client's background check of versions prints warnings from a thread; ours comes first
-    # and is an error.
     if services.qdrant_url is None:
-        client = _open_folder(services, settings)
+        client = open_store(services.qdrant_path, wait_s=settings.lock_wait_s)
     else:
         with warnings.catch_warnings():
             # "Api key is used with an insecure connection": said in the README, not at each start.
@@ -81,35 +79,6 @@ def open_index(services: Services, settings: IndexSettings) -> QdrantIndex:
         index.close()
         raise
     return index
-
-
-def _open_folder(services: Services, settings: IndexSettings) -> QdrantClient:
-    path = services.qdrant_path
-    deadline = time.monotonic() + settings.lock_wait_s
-    while True:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "not recommended for more than 20,000 points"
-                client = QdrantClient(path=str(path), force_disable_check_same_thread=True)
-        except RuntimeError as error:
-            if "already accessed" not in str(error):
-                raise
-            if time.monotonic() >= deadline:
-                raise ServiceError(
-                    f"the index in {path} is open in another process{locked_by(path)}",
-                    hint="wait for it to end or stop it; to search and build at the same time, "
-                    "run a Qdrant server and set QDRANT_URL",
-                ) from None
-            time.sleep(0.2)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServiceError(
-                f"the index in {path} cannot be opened: {error}",
-                hint="if it is damaged, move that folder away; `coembed index` and "
-                "`coembed promote` build it again from artifacts/embeddings",
-            ) from error
-        else:
-            say_holder(path)
-            return client
 
 
 class QdrantIndex:
@@ -296,6 +265,9 @@ class QdrantIndex:
             )
             for point in points
         ]
+        if not self._server:
+            with self._lock:
+                load_fast(self._client, name)
         size = self._settings.batch_size
         for start in range(0, len(structs), size):
             batch = structs[start : start + size]
@@ -307,6 +279,8 @@ class QdrantIndex:
     def finish(self, name: str) -> None:
         self._shape(name)
         if not self._server:
+            with self._lock:
+                settle(self._client, name)
             return
         settings = self._settings
         self._call(

@@ -39,12 +39,24 @@ def reproduce(project: Path, stage: str, extra: Mapping[str, str] | None = None)
         CoembedError: it ended otherwise.
     """
     command = [tool("dvc"), "--wait-for-lock", "repro", "--single-item", stage]
-    code, printed = stream(command, cwd=project, extra=extra)
+    code, printed = stream(command, cwd=project, extra=extra, keep=_is_the_stages_own)
     if code != 0:
         raise _stage_error(project, stage, code)
     if f"Running stage '{stage}'" in printed:
         return "ran"
     return "unchanged" if "didn't change, skipping" in printed else "cached"
+
+
+def _is_the_stages_own(line: str) -> bool:
+    """Whether a line comes from the stage, and is not DVC's advice about a lock file in git.
+
+    The flow publishes the lock file itself, so that advice would mislead.
+    """
+    advice = (
+        "Running stage", "> ", "Updating lock file", "To track the changes", "To enable auto",
+        "\tgit add", "\tdvc config", "Use `dvc push`", "Generating lock file", "Stage '",
+    )  # fmt: skip
+    return bool(line.strip()) and not line.startswith(advice)
 
 
 def _stage_error(project: Path, stage: str, code: int) -> CoembedError:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coembed.errors import ServiceError
@@ -66,11 +66,16 @@ def capture(
 
 
 def stream(
-    command: Sequence[str], *, cwd: Path, extra: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    extra: Mapping[str, str] | None = None,
+    keep: Callable[[str], bool] = lambda _: True,
 ) -> tuple[int, str]:
     """Run a command whose standard error goes where ours goes (progress bars keep their terminal).
 
-    Its standard output is passed on line by line and returned with the exit code.
+    Its standard output is returned with the exit code, and passed on line by line where `keep` says
+    so.
     """
     with subprocess.Popen(
         list(command),
@@ -84,6 +89,7 @@ def stream(
         assert child.stdout is not None
         lines = []
         for line in child.stdout:
-            print(line, end="", flush=True)
+            if keep(line):
+                print(line, end="", flush=True)
             lines.append(line)
     return child.returncode, "".join(lines)

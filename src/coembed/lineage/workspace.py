@@ -138,9 +138,14 @@ def _share_stores(project: Path, tree: Path, runs: Path) -> None:
     settings.read([project / ".dvc" / "config", own], encoding="utf-8")
     for section in settings.sections():
         url = settings[section].get("url")
-        if section.startswith("'remote") and url and "://" not in url and not Path(url).is_absolute():
+        if (
+            section.startswith("'remote")
+            and url
+            and "://" not in url
+            and not Path(url).is_absolute()
+        ):
             # A relative address is meant from the project's .dvc folder, not from the worktree's.
-            settings[section]["url"] = os.path.normpath(project / ".dvc" / url)
+            settings[section]["url"] = os.path.normpath(project / ".dvc" / str(url))
     for section, key, value in (
         ("cache", "dir", dvc.dvc(project, "cache", "dir").strip()),
         # DVC's table of file hashes goes with the worktree and not into a shared system folder.

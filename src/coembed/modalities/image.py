@@ -88,8 +88,8 @@ def resize_crop(
     """Pixels [px, px, 3], antialiased: the shorter side to `px` and the middle of the longer, or
     both sides to `px` (`squash`).
 
-    Torch's 8-bit resize differs from Pillow's by at most one of 255 levels and is several times
-    faster; sizes and offsets are those of open_clip's evaluation transform.
+    Torch's 8-bit resize rounds otherwise than Pillow's (now and then by one or two of 255 levels)
+    and is several times faster; sizes and offsets are those of open_clip's evaluation transform.
     """
     height, width = image.shape[:2]
     if resize == "shortest":
@@ -219,7 +219,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Pixels:
         return _decode_other(data, max_pixels)  # CMYK, YCCK
     # Strict: without it libjpeg fills what is missing or damaged with grey and says nothing.
     pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-    if b"Exif\0\0" in data[:65536] or b"tiff:Orientation" in data:
+    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
         with _open(data) as header:
             orientation = header.getexif().get(0x0112, 1)
         pixels = _turn(pixels, orientation)
@@ -283,7 +283,9 @@ def _cut_to_aspect(image: Pixels, aspect: int) -> Pixels:
 def _resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
     if image.shape[:2] == (height, width):
         return image
-    channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    channels_first = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[
+        None
+    ]
     resized = F.interpolate(
         channels_first, size=(height, width), mode=interpolation, antialias=True
     )

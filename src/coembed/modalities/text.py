@@ -26,6 +26,9 @@ OPEN_CLIP = "text"
 
 # The byte-pair cache of open_clip's tokenizer grows by an entry for every new word, for ever.
 _MAX_CACHED_WORDS = 500_000
+# A word takes time that grows with the square of its length. No token is longer than 32 characters,
+# so this cuts only texts that are mostly blanks or markup, or that are attacks.
+_MAX_CHARACTERS_PER_TOKEN = 100
 _CLEANERS = ("lower", "canonicalize", "whitespace")
 
 
@@ -88,7 +91,8 @@ class Tokenizer:
         if not texts:
             return torch.zeros((0, length), dtype=torch.int64)
         with self._lock:
-            tokens: Tensor = self._tokenize(list(texts), context_length=length)
+            cut = [text[: length * _MAX_CHARACTERS_PER_TOKEN] for text in texts]
+            tokens: Tensor = self._tokenize(cut, context_length=length)
             if self.spec.tokenizer == "clip":
                 _bound_cache(self._tokenize)
         return tokens.to(torch.int64)

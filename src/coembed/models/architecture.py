@@ -142,15 +142,13 @@ def _check_vision(config: Mapping[str, Any], where: str) -> None:
         raise ModelError(f"image_size in {where} is {size!r}, expected one side of a square in px")
     if config.get("timm_model_name") is not None:
         return
-    for key in ("width", "patch_size", "head_width"):
-        if key in config:
-            _check_whole(config, key, where)
     if isinstance(config.get("layers"), list | tuple):  # a ResNet of CLIP's kind
         if size % 32:
             raise ModelError(f"image_size {size} in {where} is not a multiple of 32 (a ResNet)")
         return
-    if "layers" in config:
-        _check_whole(config, "layers", where)
+    for key in ("layers", "width", "patch_size", "head_width"):
+        if key in config:
+            _check_whole(config, key, where)
     patch, width = config.get("patch_size", 16), config.get("width", 768)
     head_width = config.get("head_width", 64)
     if patch > size:

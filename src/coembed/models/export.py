@@ -26,7 +26,7 @@ def export_open_clip(model: JointModel, spec: ModelSpec, folder: Path) -> None:
         open_clip.get_tokenizer("local-dir:<folder>")
 
     open_clip's own transform resizes with Pillow, does not turn images by their EXIF orientation
-    and lays transparency on black; pixels of plain images agree to one of 255 levels.
+    and lays transparency on black; pixels of plain images agree to one or two of 255 levels.
 
     Raises:
         ModelError: open_clip cannot hold this model.

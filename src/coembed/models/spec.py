@@ -14,6 +14,8 @@ from coembed.modalities import image, text
 from coembed.modalities.base import InputSpec, Loader, load_loader, modality_module, modality_names
 from coembed.models.architecture import check_architecture
 
+_HINT = "use the coembed that wrote it, or train the model again"
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -69,7 +71,8 @@ def spec_from_json(
         if unknown or len(inputs) < 2:
             raise ModelError(
                 f"{source}: inputs has {', '.join(inputs) or 'nothing'}; expected two or more of "
-                f"{', '.join(modality_names())}"
+                f"{', '.join(modality_names())}",
+                hint=_HINT,
             )
         check_architecture(values["architecture"], source=source)
         return ModelSpec(
@@ -85,5 +88,5 @@ def spec_from_json(
         lines = str(error).splitlines()
         raise ModelError(
             f"{source} is not a model description of this version: {' '.join(lines[:4])}",
-            hint="train the model again, or fetch its folder again",
+            hint=_HINT,
         ) from error

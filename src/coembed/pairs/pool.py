@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +16,9 @@ from coembed.errors import DataError
 from coembed.pairs.media_types import modality_of
 from coembed.pairs.tables import TABLE_ENDINGS, cast, join_types, table_batches, table_schema
 from coembed.types import SPLITS
+
+if TYPE_CHECKING:  # pandas takes a second to import, and only `read_pool` needs it
+    import pandas as pd
 
 PAIR_COLUMNS = ("pair_id", "path", "caption", "modality", "split")
 _REQUIRED = ("path", "caption")
@@ -124,7 +127,8 @@ def open_pool(folder: Path) -> Pool:
                 "`coembed ingest SOURCE --column path=YOURS --column caption=YOURS`",
             )
         for field in schema:
-            if field.name not in PAIR_COLUMNS:
+            # A column without a name is the row number that pandas writes unless told not to.
+            if field.name and field.name not in PAIR_COLUMNS:
                 before = attributes.get(field.name, pa.null())
                 attributes[field.name] = join_types(before, field.type)
     if not has_rows:

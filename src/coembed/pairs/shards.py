@@ -66,7 +66,7 @@ class ShardWriter:
         members = sample_members(sample)
         size = sum(members_bytes(len(data)) for _, data in members)
         full = self._num_samples >= self._max_samples
-        if self._file and (full or self._file.num_bytes + size > self._max_bytes):
+        if self._file and (full or _tar_bytes(self._file.num_bytes + size) > self._max_bytes):
             self._close_shard()
         if self._file is None:
             name = shard_name(self._split, self._next)
@@ -87,9 +87,7 @@ class ShardWriter:
             return
         file, self._file = self._file, None
         with disk_errors(file.path):
-            file.write(b"\0" * (2 * _BLOCK))
-            # Tar readers take whole records of twenty blocks.
-            file.write(b"\0" * (-file.num_bytes % tarfile.RECORDSIZE))
+            file.write(b"\0" * (_tar_bytes(file.num_bytes) - file.num_bytes))
             file.close()
         self.shards.append(
             Shard(file.path.name, self._num_samples, file.num_bytes, file.digest.hexdigest())
@@ -134,6 +132,12 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
+def _tar_bytes(size: int) -> int:
+    """Bytes of a tar whose members take `size`: two zero blocks, then up to a whole record."""
+    size += 2 * _BLOCK
+    return size + -size % tarfile.RECORDSIZE
+
+
 def members_bytes(size: int) -> int:
     """Bytes that a member of `size` bytes takes in a tar: a header and whole blocks."""
     return _BLOCK + size + -size % _BLOCK
@@ -160,13 +164,22 @@ def sample_members(sample: Sample) -> list[tuple[str, bytes]]:
 def shard_paths(folder: Path, split: Split) -> tuple[Path, ...]:
     """The shards of `split` in order, as the receipt of the curated pairs at `folder` names them.
 
-    Raises DataError when the folder has no receipt (curation did not finish) or a shard is gone.
+    Raises DataError when the folder has no receipt (curation did not finish), or a shard is gone or
+    has another size than when it was written.
     """
-    paths = tuple(folder / shard["name"] for shard in _split_receipt(folder, split)["shards"])
-    for path in paths:
+    paths = []
+    for shard in _split_receipt(folder, split)["shards"]:
+        path = folder / shard["name"]
         if not path.is_file():
             raise DataError(f"shard {path} is missing", hint=f"run `{_MADE_BY}` again")
-    return paths
+        # A tar that breaks off between two samples looks whole from inside.
+        if (size := path.stat().st_size) != shard["num_bytes"]:
+            raise DataError(
+                f"shard {path} has {size:,} bytes, but its receipt says {shard['num_bytes']:,}",
+                hint=f"run `{_MADE_BY}` again",
+            )
+        paths.append(path)
+    return tuple(paths)
 
 
 def num_samples(folder: Path, split: Split) -> int:
@@ -182,7 +195,9 @@ def _split_receipt(folder: Path, split: Split) -> dict[str, Any]:
         found = receipt["splits"][split]
         assert isinstance(found["num_items"], int)
         # A receipt may come from anywhere: its names must stay inside the folder.
-        assert all(Path(shard["name"]).name == shard["name"] for shard in found["shards"])
+        for shard in found["shards"]:
+            assert Path(shard["name"]).name == shard["name"]
+            assert isinstance(shard["num_bytes"], int)
     except (KeyError, TypeError, AssertionError):
         raise DataError(
             f"the receipt of {folder} is not one of curated pairs", hint=f"run `{_MADE_BY}`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,10 +37,9 @@ def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
     """
     types = mlflow.types
     package_root = Path(__file__).parents[1]
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises type hints that cannot describe "text or image"
-    try:
+    with warnings.catch_warnings():
+        # It advises type hints and an example; the signature below says more than either.
+        warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             str(into),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -58,8 +57,6 @@ def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
                 outputs=types.Schema([types.TensorSpec(np.dtype(np.float32), (-1, dim))]),
             ),
         )
-    finally:
-        logger.setLevel(level)
 
 
 def requirements() -> list[str]:

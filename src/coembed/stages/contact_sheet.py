@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from coembed.errors import DataError
 from coembed.files import atomic_path
@@ -112,8 +112,7 @@ def _picture(pool: Path, path: object) -> Image.Image | None:
         picture = Image.fromarray(decode_image(data, max_pixels=_MAX_PIXELS))
     except DataError:
         return None
-    picture.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
-    return picture
+    return ImageOps.contain(picture, (_CELL, _CELL), Image.Resampling.LANCZOS)
 
 
 def _caption_lines(hit: Hit, font: Font) -> list[str]:

@@ -89,8 +89,8 @@ def _read_and_embed(
     if total < 2:
         raise DataError(
             f"the {split} split of {pairs} has {total} items: there is nothing to evaluate on",
-            hint="give it a larger share in curate.split and curate and train again, or name another "
-            "split in evaluate.split",
+            hint="give it a larger share in curate.split, then curate and train again, or name "
+            "another split in evaluate.split",
         )
     modality = next(read_samples(pairs, split)).modality
     if modality not in encoder.modalities:
@@ -113,7 +113,7 @@ def _read_and_embed(
             embedded.append(part)
             task.advance(len(part))
     except DataError:
-        _explain_undecodable(encoder, pairs, split)
+        _explain_undecodable(encoder, pairs, split, modality)
         raise
     finally:
         task.close()
@@ -137,15 +137,18 @@ def _without_media(sample: Sample, modality: Modality, split: Split) -> Evaluate
     )
 
 
-def _explain_undecodable(encoder: Encoder, pairs: Path, split: Split) -> None:
+def _explain_undecodable(encoder: Encoder, pairs: Path, split: Split, modality: Modality) -> None:
     """Name the item that cannot be decoded; the encoder knows only its place."""
+    loader = encoder.spec.loader(modality)
     for sample in read_samples(pairs, split):
+        if sample.modality != modality:
+            return
         try:
-            encoder.spec.loader(sample.modality).load([sample.media])
+            loader.load([sample.media])
         except DataError as error:
             raise DataError(
                 f"item {sample.path!r} of the {split} split cannot be decoded: "
-                f"{error.message.removeprefix(f'{sample.modality} 0: ')}",
+                f"{error.message.removeprefix(f'{modality} 0: ')}",
                 hint="run `coembed curate` again: it drops what cannot be decoded",
             ) from error
 

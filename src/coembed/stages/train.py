@@ -32,7 +32,7 @@ from coembed.training.cache import CachedSplit, open_cached_split
 from coembed.training.data import Batches, cache_side
 from coembed.training.device import choose_device, choose_precision
 from coembed.training.locking import exclusive
-from coembed.training.loop import Trained, train
+from coembed.training.loop import HISTORY_COLUMNS, Trained, train
 from coembed.training.resume import Row
 from coembed.training.validation import recall_at
 from coembed.types import Split
@@ -77,8 +77,9 @@ def run(cfg: Config, *, pairs: Path, out: Path, runs: Path) -> Result:
 
         trained = train(
             model, spec, batches, settings,
-            loss=cast(Any, settings.loss).build(), seed=cfg.seed, device=device, precision=precision,
-            run_folder=run_folder, validate=validate if val is not None else None,
+            loss=cast(Any, settings.loss).build(), seed=cfg.seed,
+            device=device, precision=precision, run_folder=run_folder,
+            validate=validate if val is not None else None,
         )  # fmt: skip
         receipt = {
             "identity": identity,
@@ -162,10 +163,10 @@ def _open_val(
 
 
 def _to_csv(history: Sequence[Row]) -> str:
-    """The history with the columns of all of its rows; repr keeps every digit."""
-    columns = dict.fromkeys(key for row in history for key in row)
+    """The history, the columns that validation added last; repr keeps every digit."""
+    added = sorted({key for row in history for key in row} - set(HISTORY_COLUMNS))
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, [*HISTORY_COLUMNS, *added], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()

@@ -115,6 +115,9 @@ def train(
         return Trained(tuple(state.history), resumed_from, speed.pairs_per_s, speed.wait_share)
 
 
+HISTORY_COLUMNS = ("step", "epoch", "loss", "mismatched_loss", "lr", "logit_scale", "grad_norm")
+
+
 def _row(state: State, per_epoch: int, lr: float, outcome: Outcome, model: JointModel) -> Row:
     """A row of the history: the mean loss since the last one, the rest as of this step."""
     return {

@@ -12,7 +12,10 @@ from coembed.settings import ComponentSettings
 
 
 class Settings(ComponentSettings):
-    """Nothing to set: same bytes are the same item."""
+    """Nothing to set: same bytes are the same item.
+
+    List it last: a filter after it may drop the pair that the duplicates were dropped for.
+    """
 
     name: Literal["exact_duplicate"] = "exact_duplicate"
 

@@ -1,0 +1,1 @@
+"""Readers of what pairs come in: one module a format. See `base`."""

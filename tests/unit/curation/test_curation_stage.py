@@ -1,0 +1,104 @@
+"""The curate stage: what it leaves, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from curation_pools import faulty_pool
+
+from coembed.config import Config
+from coembed.errors import DataError
+from coembed.files import read_receipt, sha256_tree
+from coembed.pairs.shards import num_samples, read_samples
+from coembed.stages import curate
+from coembed.types import SPLITS
+
+_SECTIONS = ("model", "curate", "train", "evaluate", "embed", "register", "index", "promote")
+
+
+def _config(**curate_settings: object) -> Config:
+    sections: dict[str, object] = {name: {} for name in _SECTIONS}
+    return Config.model_validate({"seed": 0, **sections, "curate": curate_settings})
+
+
+def test_it_leaves_shards_manifest_summary_and_receipt(tmp_path: Path) -> None:
+    faulty_pool(tmp_path / "pool")
+    result = curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    rows = dict(result.rows)
+    assert rows["pairs in"] == "53" and rows["kept"] == "40 (75.5%)"
+    assert rows["dropped: exact_duplicate"] == "2" and "dropped: missing_path" not in rows
+    assert read_receipt(tmp_path / "out", what="pairs", made_by="x") == result.receipt
+    nums = [num_samples(tmp_path / "out", split) for split in SPLITS]
+    assert sum(nums) == result.receipt["num_items"] == 40
+    for split, num in zip(SPLITS, nums, strict=True):
+        assert len(list(read_samples(tmp_path / "out", split, verify=True))) == num
+    text = "".join(p.read_text() for p in (tmp_path / "out").glob("*.json"))
+    assert str(tmp_path) not in text
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_failed_run_leaves_what_was_there(tmp_path: Path) -> None:
+    faulty_pool(tmp_path / "pool")
+    curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    before = sha256_tree(tmp_path / "out")
+    with pytest.raises(DataError, match="fewer than 50"):
+        curate.run(_config(min_pairs=50), pool=tmp_path / "pool", out=tmp_path / "out")
+    assert sha256_tree(tmp_path / "out") == before
+    curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    assert sha256_tree(tmp_path / "out") == before
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{here!r}, {tests!r}]
+from test_curation_stage import _config
+from coembed.stages import curate
+if __name__ == "__main__":
+    curate.run(_config(num_workers={workers}), pool=Path({pool!r}), out=Path({out!r}))
+"""
+
+
+def test_sigkill_and_again_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    faulty_pool(tmp_path / "pool", num_good=1200)
+    curate.run(_config(num_workers=1), pool=tmp_path / "pool", out=tmp_path / "whole")
+    here = str(Path(__file__).parent)
+    script = tmp_path / "script.py"
+    script.write_text(
+        _SCRIPT.format(
+            here=here,
+            tests=str(Path(__file__).parents[2]),
+            workers=2,
+            pool=str(tmp_path / "pool"),
+            out=str(tmp_path / "killed"),
+        )
+    )
+    partial = tmp_path / ".killed.partial"
+    process = subprocess.Popen([sys.executable, str(script)], cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 60
+    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert partial.exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    again = subprocess.run(
+        [sys.executable, str(script)], cwd=Path(__file__).parents[2], check=False
+    )
+    assert again.returncode == 0
+    assert sha256_tree(tmp_path / "killed") == sha256_tree(tmp_path / "whole")
+    assert not partial.exists()
+
+
+def test_the_summary_keeps_its_keys_from_run_to_run(tmp_path: Path) -> None:
+    faulty_pool(tmp_path / "pool")
+    curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["dropped"]["missing_path"] == 0  # a reason without a drop is said too
+    assert set(summary["splits"]) == set(SPLITS)

@@ -1,0 +1,155 @@
+"""The embed stage on real shards with a real model, killed in real processes."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from evaluated_pairs import catalogue, make_config, tree_bytes, write_model, write_pairs
+
+from coembed.errors import DataError, ModelError
+from coembed.files import sha256_file
+from coembed.models.encoder import load_encoder
+from coembed.pairs.shards import read_samples
+from coembed.stages import embed
+
+_TESTS = str(Path(__file__).resolve().parents[2])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embed") / "pairs"
+    splits = {"train": catalogue(90, seed=1), "val": [], "test": catalogue(40, seed=2)}
+    return write_pairs(folder, **splits)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("embed") / "model")
+
+
+def run(tmp_path: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, Any]:
+    cfg = make_config(embed=settings)
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    embed.run(cfg, model=model, pairs=pairs, out=out, runs=runs)
+    return json.loads((out / "receipt.json").read_text())
+
+
+def test_embeddings_are_the_encoder_s(tmp_path: Path, pairs: Path, model: Path) -> None:
+    receipt = run(tmp_path, model, pairs)
+    tables = [pq.read_table(tmp_path / "out" / part["file"]) for part in receipt["parts"]]
+    vectors = np.concatenate(
+        [t["vector"].combine_chunks().flatten().to_numpy().reshape(-1, 32) for t in tables]
+    )
+    samples = [sample for split in ("train", "test") for sample in read_samples(pairs, split)]
+    ids = [item for table in tables for item in table["item_id"].to_pylist()]
+    assert ids == [sample.item_id for sample in samples]
+    encoder = load_encoder(model, device="cpu", batch_size=1)
+    expected = encoder.encode_images([sample.media for sample in samples])
+    assert vectors == pytest.approx(expected, abs=1e-5)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    splits = [split for table in tables for split in table["split"].to_pylist()]
+    assert splits == ["train"] * 90 + ["test"] * 40
+
+
+def test_receipt_and_what_is_left_behind(tmp_path: Path, pairs: Path, model: Path) -> None:
+    receipt = run(tmp_path, model, pairs)
+    assert receipt["num_items"] == 130 and receipt["dim"] == 32 and receipt["unreadable"] == []
+    assert receipt["fingerprint"] == load_encoder(model, device="cpu").fingerprint
+    assert [part["num_items"] for part in receipt["parts"]] == [16] * 8 + [2]
+    for part in receipt["parts"]:
+        assert sha256_file(tmp_path / "out" / part["file"]) == part["sha256"]
+    assert list((tmp_path / "runs" / "embed").iterdir()) == []
+    for name, data in tree_bytes(tmp_path / "out").items():
+        assert str(tmp_path).encode() not in data, name
+
+
+def test_only_the_splits_that_are_asked_for(tmp_path: Path, pairs: Path, model: Path) -> None:
+    assert run(tmp_path, model, pairs, splits=["test"])["num_items"] == 40
+
+
+def test_unreadable_items_are_in_the_receipt(tmp_path: Path, model: Path) -> None:
+    samples = catalogue(20, seed=3)
+    samples[7] = replace(samples[7], media=samples[7].media[: len(samples[7].media) // 2])
+    receipt = run(tmp_path, model, write_pairs(tmp_path / "pairs", train=samples))
+    assert receipt["num_items"] == 19
+    (lost,) = receipt["unreadable"]
+    assert (lost["item_id"], lost["path"]) == (samples[7].item_id, samples[7].path)
+    assert "cut short" in lost["reason"] and "image 0" not in lost["reason"]
+
+
+def test_nothing_to_embed(tmp_path: Path, pairs: Path, model: Path) -> None:
+    with pytest.raises(DataError, match="no corpus"):
+        run(tmp_path, model, pairs, splits=["val"])
+    damaged = [replace(sample, media=b"none") for sample in catalogue(3, seed=3)]
+    with pytest.raises(DataError, match=f"none of the 3 items.*{damaged[0].path}"):
+        run(tmp_path, model, write_pairs(tmp_path / "pairs", train=damaged))
+    assert not (tmp_path / "out").exists()
+
+
+def test_items_of_other_modalities_are_no_part_of_the_corpus(tmp_path: Path, model: Path) -> None:
+    samples = catalogue(6, seed=3)
+    samples[2] = replace(samples[2], modality="audio")
+    receipt = run(tmp_path, model, write_pairs(tmp_path / "pairs", train=samples))
+    assert receipt["num_items"] == 5
+
+
+def test_diverged_model(tmp_path: Path, pairs: Path) -> None:
+    with pytest.raises(ModelError, match="not finite"):
+        run(tmp_path, write_model(tmp_path / "model", poison=True), pairs)
+
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from evaluated_pairs import make_config
+from coembed.models.encoder import Encoder
+from coembed.stages import embed
+
+plain = Encoder.encode_images
+def slow(self, images):
+    time.sleep(0.1)  # or it is over before it can be killed
+    return plain(self, images)
+Encoder.encode_images = slow
+model, pairs, out, runs = map(Path, sys.argv[2:6])
+print("ready", flush=True)
+embed.run(make_config(embed={}), model=model, pairs=pairs, out=out, runs=runs)
+"""
+
+
+def test_killed_at_random_it_ends_in_the_same_bytes(
+    tmp_path: Path, pairs: Path, model: Path
+) -> None:
+    run(tmp_path / "whole", model, pairs)
+    out, runs = tmp_path / "killed" / "out", tmp_path / "killed" / "runs"
+    paths = [str(path) for path in (model, pairs, out, runs)]
+    chance = random.Random(time.time_ns())
+    moments = [chance.uniform(0.1, 0.8), chance.uniform(0.1, 0.8)]
+    for moment in moments:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, _TESTS, *paths],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n", child.communicate()
+        time.sleep(moment)
+        child.kill()
+        child.communicate()
+        assert child.returncode == -9, f"was over before it was killed after {moment} s"
+        assert not out.exists()
+    run(tmp_path / "killed", model, pairs)
+    assert tree_bytes(out) == tree_bytes(tmp_path / "whole" / "out"), f"killed after {moments} s"
+    assert list((runs / "embed").iterdir()) == []
+    leftovers = [path.name for path in (tmp_path / "killed").iterdir()]
+    assert sorted(leftovers) == ["out", "runs"]

@@ -1,0 +1,99 @@
+"""The registered model, loaded by MLflow alone: no pickle, no coembed installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from release_case import World, make_world
+
+from coembed.models.encoder import load_encoder
+from coembed.registry.package import requirements
+from coembed.registry.store import open_registry
+
+TEXTS = ["a red disc", "", "zwei grüne Ringe"]
+
+SCRIPT = """
+import sys
+sys.path = [path for path in sys.path if path.rstrip("/") != {source!r}]
+import json
+import mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri({uri!r})
+mlflow.set_registry_uri({uri!r})
+model = mlflow.pyfunc.load_model("models:/shop@challenger")
+import coembed
+assert not coembed.__file__.startswith({source!r}), coembed.__file__
+texts, media = {texts!r}, [open(path, "rb").read() for path in {media!r}]
+np.savez(
+    {out!r},
+    texts=model.predict(pd.DataFrame({{"text": texts}})),
+    images=model.predict(pd.DataFrame({{"image": media}})),
+    mixed=model.predict(pd.DataFrame({{"text": [texts[0], None], "image": [None, media[0]]}})),
+    plain=model.unwrap_python_model().predict(None, texts),
+)
+errors = []
+for rows in ({{"text": ["a"], "image": [media[0]]}}, {{"text": [None]}}, {{"image": [b"no image"]}}):
+    try:
+        model.predict(pd.DataFrame(rows))
+    except Exception as error:
+        errors.append(str(error))
+print(json.dumps(errors))
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = make_world(tmp_path_factory.mktemp("pyfunc"))
+    made.make_model("a", 1)
+    made.register("a")
+    return made
+
+
+def test_mlflow_loads_it_elsewhere_without_pickle_and_embeds_as_we_do(
+    world: World, tmp_path: Path
+) -> None:
+    media = [str(world.path("data") / "media" / f"0-{i}.jpg") for i in range(3)]
+    out = tmp_path / "out.npz"
+    script = SCRIPT.format(
+        source=str(Path(__file__).parents[3] / "src"), uri=world.services.tracking_uri,
+        texts=TEXTS, media=media, out=str(out),
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    both, neither, broken = json.loads(done.stdout)
+    assert "row 0 has both" in both
+    assert "row 0 has neither a text nor an image" in neither
+    assert "image 0" in broken
+    encoder = load_encoder(world.path("a"), device="cpu")
+    texts = encoder.encode_texts(TEXTS)
+    images = encoder.encode_images([Path(path).read_bytes() for path in media])
+    found = np.load(out)
+    np.testing.assert_allclose(found["texts"], texts, atol=1e-5)
+    np.testing.assert_allclose(found["plain"], texts, atol=1e-5)
+    np.testing.assert_allclose(found["images"], images, atol=1e-5)
+    np.testing.assert_allclose(found["mixed"], [texts[0], images[0]], atol=1e-5)
+    assert found["texts"].dtype == np.float32
+
+
+def test_there_is_no_pickle_in_the_package(world: World, tmp_path: Path) -> None:
+    registry = open_registry(world.services, world.cfg.register_)
+    source = Path(registry.versions()[0].source.removeprefix("file://"))
+    names = [path.name for path in source.rglob("*") if path.is_file()]
+    assert {"MLmodel", "model.safetensors", "pyfunc_model.py", "requirements.txt"} <= set(names)
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_requirements_are_exact_and_public() -> None:
+    found = requirements()
+    assert all("==" in line and "+" not in line for line in found)
+    assert any(line.startswith("torch==") for line in found)
