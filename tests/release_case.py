@@ -1,7 +1,8 @@
-"""A small world for the tests of registry and index: pairs, two models, evaluations, embeddings."""
+"""A small world for the tests of registry and index: pairs, models, evaluations, embeddings."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,8 +90,8 @@ class World:
         return version, collection, self.promote(name, version, collection)
 
 
-def make_world(root: Path, *, train: int = 24, val: int = 16) -> World:
-    """Curated pairs and the pool's media; no model yet."""
+def make_world(root: Path, *, store: Path | None = None, train: int = 24, val: int = 16) -> World:
+    """Curated pairs and the pool's media; no model yet. `store` is an empty registry to copy."""
     root.mkdir(parents=True, exist_ok=True)
     make_pairs(root / "pairs", train=train, val=val)
     for split in ("train", "val"):
@@ -98,6 +99,8 @@ def make_world(root: Path, *, train: int = 24, val: int = 16) -> World:
             target = root / "data" / sample.path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(sample.media)
+    if store is not None:
+        copy_store(store, root)
     cfg = parse_config(
         {
             "seed": 1,
@@ -112,6 +115,13 @@ def make_world(root: Path, *, train: int = 24, val: int = 16) -> World:
         }
     )
     return World(root, cfg, find_services(root, {}))
+
+
+def copy_store(store: Path, root: Path) -> None:
+    """Start a world with a copy of an empty registry: making its tables takes seconds."""
+    target = root / "mlflow" / "store"
+    target.mkdir(parents=True)
+    shutil.copy(store, target / "mlflow.db")
 
 
 def _must_not_be_called(what: str, *_: Any) -> Any:

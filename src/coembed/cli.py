@@ -122,9 +122,14 @@ def ingest(
         Path | None, typer.Option(help="The folder that media paths start from.")
     ] = None,
     link: Annotated[bool, typer.Option(help="Hard-link the media instead of copying.")] = False,
+    replace: Annotated[
+        bool, typer.Option(help="Start a new pool; DVC keeps the one that was there.")
+    ] = False,
     version: Annotated[bool, typer.Option(help="Version the pool with `dvc add`.")] = True,
 ) -> None:
     """Take pairs into the pool and version it. Taking them twice changes nothing."""
+    import shutil
+
     from coembed.errors import UserError
     from coembed.lineage import dvc
     from coembed.pairs.ingest import ingest as take
@@ -140,15 +145,24 @@ def ingest(
     here = _open(project, None)
     pool = here.cfg.paths.pool
     refused = here.path("runs") / "ingest-refused.csv"
+    target = here.root / pool
+    if replace and target.exists():
+        dvc.require_versioned(here.root, pool)
+        # The new pool grows elsewhere, so that a source that turns out wrong leaves the old one.
+        target = here.path("runs") / "new-pool"
+        shutil.rmtree(target, ignore_errors=True)
     summary = take(
         source,
-        here.root / pool,
+        target,
         reader=reader,
         columns=columns,
         media_root=media_root,
         link=link,
         refused=refused,
     )
+    if target != here.root / pool:
+        shutil.rmtree(here.root / pool)
+        shutil.move(target, here.root / pool)
     rows = list(summary.rows())
     if version:
         changed = dvc.add(here.root, pool)

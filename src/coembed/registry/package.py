@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,13 +41,12 @@ def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
     """
     types = mlflow.types
     package_root = Path(__file__).parents[1]
-    with warnings.catch_warnings():
-        # It advises type hints and an example; the signature below says more than either.
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), _without_links(model) as plain:
+        warnings.simplefilter("ignore")  # it advises an example; the signature below says more
         mlflow.pyfunc.save_model(
             str(into),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"model": str(model)},
+            artifacts={"model": str(plain)},
             code_paths=[str(package_root)],
             model_config={"device": "auto", "precision": precision},
             pip_requirements=requirements(),
@@ -57,6 +60,17 @@ def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
                 outputs=types.Schema([types.TensorSpec(np.dtype(np.float32), (-1, dim))]),
             ),
         )
+
+
+@contextlib.contextmanager
+def _without_links(folder: Path) -> Iterator[Path]:
+    """The same files without symbolic links, which DVC may have put there and MLflow refuses."""
+    folder = folder.resolve()
+    if not any(path.is_symlink() for path in folder.rglob("*")):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(shutil.copytree(folder, Path(scratch) / folder.name))
 
 
 def requirements() -> list[str]:

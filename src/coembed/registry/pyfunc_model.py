@@ -32,7 +32,8 @@ class EncoderModel(PythonModel):
             precision=config.get("precision", "fp32"),
         )
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:  # noqa: ARG002
+    # Without type hints: MLflow would read them as the schema, and warn that it cannot.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Embeddings of the rows, in their order."""
         if isinstance(model_input, list | tuple | np.ndarray | pd.Series):
             frame = pd.DataFrame({"text": list(model_input)})

@@ -118,7 +118,7 @@ def _picture(pool: Path, path: object) -> Image.Image | None:
 def _caption_lines(hit: Hit, font: Font) -> list[str]:
     captions = hit.payload.get("captions")
     caption = str(captions[0]) if isinstance(captions, list | tuple) and captions else ""
-    words = " ".join(caption.split())
+    words = _plain(caption[: 4 * _CELL])
     average = max(1.0, font.getlength("abcdefghij lmnop") / 16)
     lines = textwrap.wrap(words, max(8, int(_CELL / average)))
     if len(lines) > _LINES:
@@ -128,9 +128,15 @@ def _caption_lines(hit: Hit, font: Font) -> list[str]:
 
 def _fit(text: str, font: Font, width: int) -> str:
     """`text` in one line of at most `width` pixels, cut with an ellipsis."""
-    text = " ".join(text.split())
+    # No letter is narrower than two pixels, so nothing behind this can be in the line.
+    text = _plain(text)[:width]
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def _plain(text: str) -> str:
+    """`text` in one line, without characters that are no letters or signs to draw."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

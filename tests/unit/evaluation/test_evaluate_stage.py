@@ -177,11 +177,11 @@ def test_empty_split(tmp_path: Path, pairs: Path, model: Path) -> None:
 
 
 def test_missing_column(tmp_path: Path, pairs: Path, model: Path) -> None:
-    with pytest.raises(DataError, match="'kind'.*columns there are: colour, composition, price"):
+    with pytest.raises(DataError, match=r"'kind'.*columns there are: colour, composition, price"):
         run(tmp_path, model, pairs, zero_shot=[{"column": "kind"}])
-    with pytest.raises(DataError, match="evaluate.attribute_queries names the column 'kind'"):
+    with pytest.raises(DataError, match=r"evaluate\.attribute_queries names the column 'kind'"):
         run(tmp_path, model, pairs, attribute_queries=[{"template": "{colour} {kind}"}])
-    with pytest.raises(DataError, match="evaluate.slices names the column 'brand'"):
+    with pytest.raises(DataError, match=r"evaluate\.slices names the column 'brand'"):
         run(tmp_path, model, pairs, slices=["brand", "composition"])
 
 

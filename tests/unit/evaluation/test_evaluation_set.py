@@ -42,15 +42,7 @@ def test_captions_that_differ_in_a_word_do_not() -> None:
 def test_auto_slices_take_words_with_2_to_50_values() -> None:
     data = EvaluationSet(
         [
-            item(
-                str(i),
-                "x",
-                kind=f"k{i % 3}",
-                same="s",
-                many=f"m{i}",
-                price=float(i),
-                sold=i % 2 == 0,
-            )
+            item(f"{i}", "x", kind=f"k{i % 3}", same="s", many=f"m{i}", price=1.0 * i, sold=i > 9)
             for i in range(60)
         ]
     )

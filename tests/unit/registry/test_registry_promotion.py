@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from release_case import METRIC, World, make_world
+from release_case import METRIC, World, copy_store, make_world
 
 from coembed.errors import ConfigError, ModelError, UserError
 from coembed.files import read_json
 from coembed.index.qdrant import QdrantIndex, open_index
 from coembed.registry.settings import PromoteSettings
 from coembed.registry.store import Registry, open_registry
+from coembed.services import find_services
 from coembed.stages import promote, rollback, search
 
 
@@ -24,23 +26,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("promotion") / "world")
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         made.make_model(name, seed)
-    made.register("a")  # makes the store, once for all tests
     return made
 
 
 @pytest.fixture
-def world(prepared: World, tmp_path: Path) -> World:
+def world(prepared: World, empty_store: Path, tmp_path: Path) -> World:
     """Every test has its own registry and index; models and embeddings are shared."""
-    from dataclasses import replace
-
     root = tmp_path / "world"
     root.mkdir()
     for path in prepared.root.iterdir():
-        if path.name not in ("mlflow", "qdrant", "runs"):
+        if path.name != "runs":
             (root / path.name).symlink_to(path)
-    (root / "mlflow" / "store").mkdir(parents=True)
-    from coembed.services import find_services
-
+    copy_store(empty_store, root)
     return replace(prepared, root=root, services=find_services(root, {}))
 
 

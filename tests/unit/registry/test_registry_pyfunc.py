@@ -37,7 +37,10 @@ np.savez(
     plain=model.unwrap_python_model().predict(None, texts),
 )
 errors = []
-for rows in ({{"text": ["a"], "image": [media[0]]}}, {{"text": [None]}}, {{"image": [b"no image"]}}):
+both, neither, broken = (
+    {{"text": ["a"], "image": [media[0]]}}, {{"text": [None]}}, {{"image": [b"no image"]}}
+)
+for rows in (both, neither, broken):
     try:
         model.predict(pd.DataFrame(rows))
     except Exception as error:
@@ -47,8 +50,8 @@ print(json.dumps(errors))
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = make_world(tmp_path_factory.mktemp("pyfunc"))
+def world(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> World:
+    made = make_world(tmp_path_factory.mktemp("pyfunc"), store=empty_store)
     made.make_model("a", 1)
     made.register("a")
     return made
@@ -84,7 +87,7 @@ def test_mlflow_loads_it_elsewhere_without_pickle_and_embeds_as_we_do(
     assert found["texts"].dtype == np.float32
 
 
-def test_there_is_no_pickle_in_the_package(world: World, tmp_path: Path) -> None:
+def test_there_is_no_pickle_in_the_package(world: World) -> None:
     registry = open_registry(world.services, world.cfg.register_)
     source = Path(registry.versions()[0].source.removeprefix("file://"))
     names = [path.name for path in source.rglob("*") if path.is_file()]

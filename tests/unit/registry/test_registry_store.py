@@ -22,8 +22,8 @@ SETTINGS = RegisterSettings(model="shop", experiment="tests")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = make_world(tmp_path_factory.mktemp("registry"))
+def world(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> World:
+    made = make_world(tmp_path_factory.mktemp("registry"), store=empty_store)
     made.make_model("a", 1)
     return made
 
