@@ -19,7 +19,7 @@ from coembed.errors import CoembedError
 from flows import tasks
 
 
-@flow(name="retrain", flow_run_name="retrain-{project}", persist_result=False)
+@flow(name="retrain", persist_result=False)
 def retrain(project: str = ".", overrides: list[str] | None = None) -> dict[str, Any]:
     """Bring the model, the registry and the index up to date with the pool and params.yaml.
 

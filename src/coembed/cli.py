@@ -233,7 +233,9 @@ def train(
 
     _run_stage(
         "train", project, overrides, as_json,
-        lambda p: stage.run(p.cfg, pairs=p.path("pairs"), out=p.path("model"), runs=p.path("runs")),
+        lambda p: stage.run(
+            p.cfg, root=p.root, pairs=p.path("pairs"), out=p.path("model"), runs=p.path("runs")
+        ),
     )  # fmt: skip
 
 

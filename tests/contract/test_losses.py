@@ -195,14 +195,14 @@ def test_where_everything_matches_the_value_is_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_computed_in_float32_under_autocast(name: str) -> None:
-    loss = _build(name)
-    batch = {key: value.float() for key, value in _batch(scale=4.0).items()}
-    expected = _call(loss, batch)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_computed_in_float32_whatever_surrounds_it(name: str, dtype: torch.dtype) -> None:
+    batch = {key: value.to(dtype) for key, value in _batch(scale=4.0).items()}
+    exact = _by_hand(name, {key: value.double() for key, value in batch.items()}, None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = _call(loss, batch)
-    assert inside.dtype == torch.float32
-    torch.testing.assert_close(inside, expected, atol=0, rtol=0)
+        value = _call(_build(name), batch)
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

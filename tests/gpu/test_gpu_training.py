@@ -24,7 +24,9 @@ pytestmark = [
 VIT = {
     "architecture": {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32},
+        "vision_cfg": {
+            "image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32,
+        },
         "text_cfg": {
             "context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2,
         },

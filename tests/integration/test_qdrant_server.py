@@ -1,4 +1,4 @@
-"""The index over HTTP when the server or the way to it misbehaves: nothing lost, nothing doubled."""
+"""The index over HTTP when the server or the way to it fails: nothing lost, nothing doubled."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_limit_that_stays_is_named(stand_in: StandIn) -> None:
 
 def test_no_server_is_one_clear_error() -> None:
     services = Services("", None, "http://127.0.0.1:9", None, Path("unused"))
-    with pytest.raises(ServiceError, match="http://127.0.0.1:9 does not answer") as caught:
+    with pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:9 does not answer") as caught:
         open_index(services, IndexSettings(backoff_s=0.01))
     assert "Unset QDRANT_URL" in str(caught.value)
 

@@ -31,7 +31,7 @@ cfg = SimpleNamespace(
     model=ModelSettings.model_validate(settings["model"]),
     train=TrainSettings.model_validate(settings["train"]),
 )
-result = train.run(cfg, pairs=pairs, out=place / "model", runs=place / "runs")
+result = train.run(cfg, root=place, pairs=pairs, out=place / "model", runs=place / "runs")
 print(json.dumps(dict(result.rows)))
 """
 

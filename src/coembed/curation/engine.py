@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from coembed.curation.examine import Examination, Examiner, FilterBuilder, declared_reasons
@@ -66,7 +67,7 @@ def curate(pool: Pool, out: Path, settings: CurateSettings, *, seed: int) -> Sum
     with Workers(1 if few else choose_num_workers(settings.num_workers)) as workers:
         ledger = _examine(job, num_rows, filters, workers)
         codes = ledger.codes()
-        _drop_repeated_ids(ledger, spool)
+        ledger.drop_repeated_ids(spool)
         for chosen in filters.values():
             ledger.apply_pool_filter(chosen, spool, codes)
         ledger.settle_duplicates(codes.items)
@@ -125,19 +126,6 @@ def _examine(
     return ledger
 
 
-def _drop_repeated_ids(ledger: Ledger, spool: Spool) -> None:
-    """Of several pairs with one pair_id the first stands: an id that means two pairs means none."""
-    seen: dict[str, int] = {}
-    start = 0
-    for batch in spool.batches():
-        for row, pair_id in enumerate(batch.column("pair_id").to_pylist(), start=start):
-            first = seen.setdefault(pair_id, row)
-            if first != row:
-                detail = f"pair_id {pair_id!r} is that of row {first + 1} of the pool"
-                ledger.drop(row, "repeated_pair_id", detail)
-        start += batch.num_rows
-
-
 def _assign(
     ledger: Ledger,
     spool: Spool,
@@ -146,13 +134,9 @@ def _assign(
     settings: CurateSettings,
     seed: int,
 ) -> Assignment:
-    given = np.full(ledger.num_rows, NO_SPLIT, np.int8)
-    start = 0
-    for batch in spool.batches():
-        for row, split in enumerate(batch.column("split").to_pylist(), start=start):
-            if split is not None:
-                given[row] = SPLITS.index(split)
-        start += batch.num_rows
+    known = pa.array(SPLITS)
+    places = [pc.index_in(batch.column("split"), value_set=known) for batch in spool.batches()]
+    given = np.concatenate([pc.fill_null(p, NO_SPLIT).to_numpy().astype(np.int8) for p in places])
     return assign_splits(
         items=owners,
         item_keys=codes.item_ids,

@@ -55,12 +55,14 @@ class Examination:
 class Findings:
     """What was found of rows `start` onwards; arrays have one element a row.
 
-    `items` [rows, 32] and `paths`, `captions` [rows, 16] are digests as uint8; all zero for an item
-    whose media were not read. Sizes are 0 where unknown. `drops` is (row, reason, detail).
+    `items` [rows, 32] and `pair_ids`, `paths`, `captions` [rows, 16] are digests as uint8; all zero
+    for an item whose media were not read. Sizes are 0 where unknown. `drops` holds row, reason and
+    detail.
     """
 
     start: int
     items: NDArray[np.uint8]
+    pair_ids: NDArray[np.uint8]
     paths: NDArray[np.uint8]
     captions: NDArray[np.uint8]
     num_bytes: NDArray[np.int64]
@@ -84,6 +86,7 @@ class Examiner:
         findings = Findings(
             start=start,
             items=np.zeros((num, 32), np.uint8),
+            pair_ids=np.zeros((num, 16), np.uint8),
             paths=np.zeros((num, 16), np.uint8),
             captions=np.zeros((num, 16), np.uint8),
             num_bytes=np.zeros(num, np.int64),
@@ -94,6 +97,7 @@ class Examiner:
         # Rows of one file are examined together, so that it is read and decoded once.
         by_path: dict[str, list[int]] = {}
         for index, pair in enumerate(pairs):
+            findings.pair_ids[index] = _digest(pair.pair_id)
             findings.paths[index] = _digest(pair.path)
             findings.captions[index] = _digest(normal_caption(pair.caption))
             by_path.setdefault(pair.path, []).append(index)

@@ -21,7 +21,7 @@ class Ledger:
     """One array element a pool row.
 
     `reason` [rows] int16: a place in `reasons`, or KEPT. `duplicate_of` [rows] int64: a row or -1.
-    `joins` [rows] bool: dropped as a duplicate, but its caption goes to that row's item. About 130
+    `joins` [rows] bool: dropped as a duplicate, but its caption goes to that row's item. About 150
     bytes a row, without scores.
     """
 
@@ -39,6 +39,7 @@ class Ledger:
         self.item_digests = np.zeros((num_rows, 32), np.uint8)
         self._paths = np.zeros((num_rows, 16), np.uint8)
         self._captions = np.zeros((num_rows, 16), np.uint8)
+        self._pair_ids = np.zeros((num_rows, 16), np.uint8)
         self.score_types = dict(scores)
         self.scores = {name: _no_scores(num_rows, kind) for name, kind in scores.items()}
 
@@ -63,6 +64,7 @@ class Ledger:
         self.item_digests[rows] = found.items
         self._paths[rows] = found.paths
         self._captions[rows] = found.captions
+        self._pair_ids[rows] = found.pair_ids
         self.num_bytes[rows] = found.num_bytes
         self.width_px[rows] = found.width_px
         self.height_px[rows] = found.height_px
@@ -78,6 +80,15 @@ class Ledger:
             self.reason[row] = self.reasons.index(reason)
             self.details[row] = detail
 
+    def drop_repeated_ids(self, spool: Spool) -> None:
+        """Of several pairs with one pair_id the first stands: an id of two pairs tells neither."""
+        ids = _keys(self._pair_ids)
+        _, first, codes = np.unique(ids, return_index=True, return_inverse=True)
+        for row in np.flatnonzero(first[codes] != np.arange(len(ids))).tolist():
+            earlier = int(first[codes[row]])
+            detail = f"pair_id {spool.text(row, 'pair_id')!r} is that of pool row {earlier + 1}"
+            self.drop(row, "repeated_pair_id", detail)
+
     def apply_pool_filter(self, chosen: Filter, spool: Spool, codes: Codes) -> None:
         """Let a filter judge all rows together."""
         records = Records(
@@ -86,8 +97,8 @@ class Ledger:
             paths=codes.paths,
             captions=codes.captions,
             scores=self.scores,
-            pair_id=lambda row: spool.pair(row).pair_id,
-            path=lambda row: spool.pair(row).path,
+            pair_id=lambda row: spool.text(row, "pair_id"),
+            path=lambda row: spool.text(row, "path"),
         )
         for found in sorted(chosen.check_pool(records), key=lambda found: found.row):
             self._drop_duplicate(found)
@@ -158,12 +169,16 @@ class Codes:
 def _number(digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], list[str]]:
     """[rows] the place of each digest among the sorted distinct ones, and those in hexadecimal."""
     width = digests.shape[1]
-    # Fixed-width byte strings compare whole; numpy hides trailing zeros only when it prints them.
-    keys = np.ascontiguousarray(digests).view(f"S{width}").ravel()
-    distinct, codes = np.unique(keys, return_inverse=True)
+    distinct, codes = np.unique(_keys(digests), return_inverse=True)
     raw = distinct.tobytes()
     texts = [raw[i : i + width].hex() for i in range(0, len(raw), width)]
     return codes.astype(np.int64), texts
+
+
+def _keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """[rows] the digests as byte strings of fixed width, which compare whole: numpy hides trailing
+    zeros only when it shows them."""
+    return np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").ravel()
 
 
 def _no_scores(num_rows: int, kind: ScoreType) -> NDArray[Any]:

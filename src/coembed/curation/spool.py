@@ -58,9 +58,10 @@ class Spool:
             found.update(zip(here, map(_pair, taken), strict=True))
         return found
 
-    def pair(self, row: int) -> Pair:
-        """The pair of one row."""
-        return next(self.pairs(row, row + 1))
+    def text(self, row: int, column: str) -> str:
+        """One text cell."""
+        index, offset = divmod(row, BATCH_ROWS)
+        return str(self._file.get_batch(index).column(column)[offset].as_py())
 
 
 def _pair(cells: dict[str, Any]) -> Pair:

@@ -99,7 +99,7 @@ def check_enough(ledger: Ledger, spool: Spool, min_pairs: int) -> None:
     lines = [f"of {ledger.num_rows:,} pairs {num_kept:,} are kept, fewer than {min_pairs:,}:"]
     for num, reason in most[:5]:
         row = int(np.flatnonzero(ledger.reason == ledger.reasons.index(reason))[0])
-        lines.append(f"{reason} dropped {num:,}, first {spool.pair(row).path}: "
+        lines.append(f"{reason} dropped {num:,}, first {spool.text(row, 'path')}: "
                      f"{ledger.details[row]}")  # fmt: skip
     raise DataError(
         "\n  ".join(lines),

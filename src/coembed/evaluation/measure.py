@@ -18,6 +18,7 @@ from coembed.evaluation.attribute_queries import (
 from coembed.evaluation.evaluation_set import EvaluationSet
 from coembed.evaluation.retrieval import (
     Embeddings,
+    Floats,
     Outcomes,
     Positives,
     check_embeddings,
@@ -42,6 +43,7 @@ class Retrieval:
     """One direction of retrieval."""
 
     outcomes: Outcomes
+    ranks: Floats
     positives: Positives
     num_candidates: int
 
@@ -204,7 +206,7 @@ def _retrieval(
 ) -> Retrieval:
     found = ranks(queries, candidates, positives, device=device)
     outcomes = rank_outcomes(task, found, len(candidates), positives, ks)
-    return Retrieval(outcomes, positives, len(candidates))
+    return Retrieval(outcomes, found, positives, len(candidates))
 
 
 def _zero_shot(

@@ -62,8 +62,7 @@ def search_groups(found: Measurements, settings: ContactSheetSettings) -> list[S
                 shown,
             )
         )
-    ranks = found.text_to_item.outcomes.ranks
-    assert ranks is not None
+    ranks = found.text_to_item.ranks
     texts = [found.data.texts[text] for _, text in found.data.queries]
     num_worst = min(settings.num_queries // 4, max(left, 0))
     parts = (

@@ -124,7 +124,7 @@ def open_pool(folder: Path) -> Pool:
                 f"{path} has no column {' and no '.join(map(repr, missing))}; "
                 f"it has {', '.join(map(repr, schema.names))}",
                 hint="rename the columns, or bring the table in with "
-                "`coembed ingest SOURCE --column path=YOURS --column caption=YOURS`",
+                "`coembed ingest SOURCE --path-column YOURS --caption-column YOURS`",
             )
         for field in schema:
             # A column without a name is the row number that pandas writes unless told not to.

@@ -234,23 +234,42 @@ def read_shard(path: Path, *, verify: bool = False) -> Iterator[Sample]:
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the regular files in a tar."""
-    try:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20) as tar:
-            for info in tar:
-                if not info.isreg():
-                    raise DataError(f"{path}: member {info.name!r} is not a regular file")
-                member = tar.extractfile(info)
-                assert member is not None
-                data = member.read()
-                if len(data) != info.size:
-                    raise tarfile.ReadError(f"member {info.name!r} is cut short")
-                yield info.name, data
-                tar.members.clear()  # type: ignore[attr-defined] # or it remembers every member
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(
-            f"shard {path} is damaged: {error}", hint=f"run `{_MADE_BY}` again"
-        ) from error
+    """Names and contents of the regular files in a tar of the plain kind that ShardWriter makes.
+
+    Read by hand: `tarfile` takes 0.3 ms a member, and understands links, sparse files and extended
+    headers, which a shard of ours has no use for.
+    """
+
+    def damaged(what: str) -> DataError:
+        return DataError(f"shard {path} is damaged: {what}", hint=f"run `{_MADE_BY}` again")
+
+    whole = path.stat().st_size
+    while True:
+        header = file.read(_BLOCK)
+        if header == bytes(_BLOCK):
+            return
+        if len(header) < _BLOCK:
+            raise damaged("it ends in the middle")
+        try:
+            name = header[:100].rstrip(b"\0").decode()
+            size = int(header[124:136].rstrip(b"\0 "), 8)
+            checksum = int(header[148:156].rstrip(b"\0 "), 8)
+        except ValueError:
+            raise damaged("a header is no tar header") from None
+        if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            raise damaged(f"the header of {name!r} has a wrong checksum")
+        if header[156:157] not in (b"0", b"\0") or header[345:500].strip(b"\0"):
+            raise DataError(
+                f"{path}: member {name!r} is not a regular file with a plain name",
+                hint="bring shards made elsewhere in with `coembed ingest`",
+            )
+        if not 0 <= size <= whole:
+            raise damaged(f"{name!r} is said to have {size:,} bytes, the whole file has {whole:,}")
+        data = file.read(size)
+        padding = -size % _BLOCK
+        if len(data) < size or len(file.read(padding)) < padding:
+            raise damaged("it ends in the middle")
+        yield name, data
 
 
 def _sample(path: Path, key: str, held: dict[str, bytes], verify: bool) -> Sample:

@@ -17,6 +17,7 @@ from coembed.registry._mlflow import mlflow
 # What the packages that are needed to embed (coembed.models and below) import. Given in full:
 # MLflow would otherwise load the model once more to find out, and guess.
 _REQUIREMENTS = (
+    "jaxtyping",
     "mlflow",
     "numpy",
     "open_clip_torch",

@@ -16,7 +16,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class EncoderModel(PythonModel):
-    """Embeds a list of texts, or a DataFrame with a column `text` and/or `image` (bytes).
+    """Embeds a DataFrame, or a list of dicts, with a column `text` and/or `image` (bytes).
 
     Returns float32 [rows, dim], unit L2. A row has a text or an image, not both.
     """
@@ -32,13 +32,20 @@ class EncoderModel(PythonModel):
             precision=config.get("precision", "fp32"),
         )
 
-    # Without type hints: MLflow would read them as the schema, and warn that it cannot.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    # MLflow reads the hint of `model_input` and warns of every other than this one; the signature
+    # that is stored with the model says more.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:  # noqa: ARG002
         """Embeddings of the rows, in their order."""
-        if isinstance(model_input, list | tuple | np.ndarray | pd.Series):
-            frame = pd.DataFrame({"text": list(model_input)})
-        else:
-            frame = model_input
+        given: Any = model_input
+        if isinstance(given, list | tuple | np.ndarray | pd.Series):
+            given = pd.DataFrame({"text": list(given)})
+        frame: pd.DataFrame = given
+        if not {"text", "image"} & set(frame.columns):
+            # MLflow drops what the signature does not name, a bare list of texts among it.
+            raise ValueError(
+                "expected a column text or image, for example a DataFrame with a column text, or "
+                '[{"text": "red sneakers"}]'
+            )
         texts, images = _column(frame, "text"), _column(frame, "image")
         for row, (text, image) in enumerate(zip(texts, images, strict=True)):
             if (text is None) == (image is None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from coembed.errors import ServiceError, UserError
-from coembed.files import atomic_folder
+from coembed.files import atomic_folder, disk_errors
 from coembed.registry._mlflow import mlflow
 from coembed.registry.package import save_package
 from coembed.registry.settings import RegisterSettings
@@ -77,10 +78,13 @@ class Registry:
         self._uri = tracking_uri
         self._artifact_root = artifact_root
         if tracking_uri.startswith("sqlite:///"):
-            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            opening = _one_at_a_time(Path(tracking_uri.removeprefix("sqlite:///")))
         else:
             _check_server(tracking_uri)
-        self._client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+            opening = contextlib.nullcontext()
+        with self._explained(), opening:
+            self._client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+            self._client.search_registered_models(max_results=1)  # the registry's own connection
 
     # Runs
 
@@ -329,7 +333,7 @@ class Registry:
         except mlflow.exceptions.MlflowException as error:
             raise ServiceError(
                 f"the registry at {self._uri} refused: {error.message}",
-                hint="is MLFLOW_TRACKING_URI right, and does `mlflow doctor` work there?",
+                hint="is MLFLOW_TRACKING_URI right? The server's log says more",
             ) from error
 
 
@@ -363,6 +367,17 @@ def _read_version(found: Any) -> ModelVersion:
         source=str(found.source),
         tags=dict(found.tags),
     )
+
+
+@contextlib.contextmanager
+def _one_at_a_time(database: Path) -> Iterator[None]:
+    """Open an embedded store while no other process does: the first one makes its tables."""
+    with disk_errors(database):
+        database.parent.mkdir(parents=True, exist_ok=True)
+        lock = database.with_suffix(".lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_server(uri: str) -> None:

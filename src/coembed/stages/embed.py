@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import coembed
 from coembed.config import Config
-from coembed.embedding.parts import assemble, embed_parts
+from coembed.embedding.parts import EmbeddedCorpus, assemble, embed_parts
 from coembed.embedding.settings import EmbedSettings
 from coembed.errors import DataError, ModelError
 from coembed.files import RECEIPT, atomic_folder, sha256_file, sha256_json, write_receipt
-from coembed.models.encoder import load_encoder
+from coembed.models.encoder import Encoder, load_encoder
 from coembed.pairs.shards import num_samples, read_samples
 from coembed.progress import tracker
 from coembed.stages.result import Result
+from coembed.training.locking import exclusive
 from coembed.types import Sample, Split
 
 
@@ -54,8 +57,29 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
         "device": encoder.device.type,
         "pairs": sha256_file(pairs / RECEIPT),  # it holds the hashes of the shards
         "settings": settings.model_dump(mode="json", exclude={"device"}),
+        "code": _code_hash("embedding", "modalities", "models"),
     }
     work = runs / "embed" / sha256_json(key)[:16]
+    with exclusive(work / "lock", doing="embedding this very corpus", wait=False):
+        embedded = _embed(encoder, settings, pairs, work, total=total)
+        receipt = _receipt(encoder, settings, embedded)
+        with atomic_folder(out) as folder:
+            assemble(embedded, work, folder)
+            write_receipt(folder, receipt)
+        shutil.rmtree(work)
+    rows = (
+        ("items", f"{embedded.num_items:,}"),
+        ("dimension", str(encoder.embed_dim)),
+        ("parts", f"{len(embedded.parts):,} ({embedded.num_resumed:,} from an earlier run)"),
+        ("unreadable", f"{len(embedded.unreadable):,}"),
+        ("model", encoder.fingerprint[:12]),
+    )
+    return Result(f"embedded {pairs}", rows, receipt)
+
+
+def _embed(
+    encoder: Encoder, settings: EmbedSettings, pairs: Path, work: Path, *, total: int
+) -> EmbeddedCorpus:
     loader = encoder.spec.loader("image")
     task = tracker(total=total, label="embed", unit="items")
     try:
@@ -71,14 +95,34 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
         )
     finally:
         task.close()
-    if embedded.num_items == 0:
-        first = embedded.unreadable[0]
-        raise DataError(
-            f"none of the {total:,} items can be decoded; the first is {first.path!r}: "
-            f"{first.reason}",
-            hint="run `coembed curate` again: it drops what cannot be decoded",
+    if not embedded.num_items:
+        raise _nothing_embedded(embedded, settings, pairs)
+    return embedded
+
+
+def _corpus(pairs: Path, settings: EmbedSettings) -> Iterator[tuple[Split, Sample]]:
+    for split in settings.splits:
+        for sample in read_samples(pairs, split):
+            if sample.modality in settings.modalities:
+                yield split, sample
+
+
+def _nothing_embedded(corpus: EmbeddedCorpus, settings: EmbedSettings, pairs: Path) -> DataError:
+    if not corpus.unreadable:
+        return DataError(
+            f"no item of {pairs} is of modality {' or '.join(settings.modalities)}: no corpus",
+            hint="name the modality of your items in embed.modalities",
         )
-    receipt = {
+    first = corpus.unreadable[0]
+    return DataError(
+        f"none of the {len(corpus.unreadable):,} items can be decoded; the first is "
+        f"{first.path!r}: {first.reason}",
+        hint="run `coembed curate` again: it drops what cannot be decoded",
+    )
+
+
+def _receipt(encoder: Encoder, settings: EmbedSettings, embedded: EmbeddedCorpus) -> dict[str, Any]:
+    return {
         "stage": "embed",
         "num_items": embedded.num_items,
         "dim": encoder.embed_dim,
@@ -92,22 +136,12 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
         ],
         "unreadable": [asdict(item) for item in embedded.unreadable],
     }
-    with atomic_folder(out) as folder:
-        assemble(embedded, work, folder)
-        write_receipt(folder, receipt)
-    shutil.rmtree(work)
-    rows: Sequence[tuple[str, str]] = (
-        ("items", f"{embedded.num_items:,}"),
-        ("dimension", str(encoder.embed_dim)),
-        ("parts", f"{len(embedded.parts):,} ({embedded.num_resumed:,} from an earlier run)"),
-        ("unreadable", f"{len(embedded.unreadable):,}"),
-        ("model", encoder.fingerprint[:12]),
+
+
+def _code_hash(*rooms: str) -> str:
+    """SHA-256 over the Python files of `rooms`: parts that other code made are not taken up."""
+    package = Path(coembed.__file__).parent
+    files = sorted(file for room in rooms for file in (package / room).rglob("*.py"))
+    return sha256_json(
+        [(file.relative_to(package).as_posix(), sha256_file(file)) for file in files]
     )
-    return Result(f"embedded {pairs}", tuple(rows), receipt)
-
-
-def _corpus(pairs: Path, settings: EmbedSettings) -> Iterator[tuple[Split, Sample]]:
-    for split in settings.splits:
-        for sample in read_samples(pairs, split):
-            if sample.modality in settings.modalities:
-                yield split, sample

@@ -176,16 +176,14 @@ def _slices_csv(slices: Iterable[SliceScore]) -> str:
 def _write_plots(folder: Path, found: Measurements, settings: EvaluateSettings) -> None:
     """CSV files for `dvc plots`: Recall@k curves, recall by slice, zero-shot confusion."""
     folder.mkdir()
-    curve = []
-    for way in found.retrieval:
-        ranks = way.outcomes.ranks
-        assert ranks is not None
-        curve += [
-            [way.outcomes.task, k, _cell(float((ranks <= k).mean()))]
-            for k in _CURVE_KS
-            if k <= way.num_candidates
-        ]
-    write_text(folder / "recall_at_k.csv", _csv(["task", "k", "recall"], curve))
+    ways = found.retrieval
+    curve = [
+        [k, *(_cell(float((way.ranks <= k).mean())) for way in ways)]
+        for k in _CURVE_KS
+        if k <= min(way.num_candidates for way in ways)
+    ]
+    names = ["k", *(way.outcomes.task for way in ways)]
+    write_text(folder / "recall_at_k.csv", _csv(names, curve))
     task, metric = found.text_to_item.outcomes.task, f"recall_at_{settings.ks[-1]}"
     by_slice = [
         [f"{row.column} = {row.value}", _cell(row.score)]

@@ -41,9 +41,10 @@ _RECALL_AT = 10
 _RECALL = f"val_recall_at_{_RECALL_AT}"
 
 
-def run(cfg: Config, *, pairs: Path, out: Path, runs: Path) -> Result:
+def run(cfg: Config, *, root: Path, pairs: Path, out: Path, runs: Path) -> Result:
     """Train the model of `cfg` on the curated pairs at `pairs` and write it to `out`.
 
+    Relative paths in the `model` section (an architecture's file, a checkpoint) start at `root`.
     What survives a kill lies under `runs`: the decoded pairs in `cache/`, checkpoints and the log
     of rates in `train/<key>/`. The same command goes on from there. Raises UserError.
     """
@@ -58,7 +59,7 @@ def run(cfg: Config, *, pairs: Path, out: Path, runs: Path) -> Result:
         "seed": cfg.seed,
         "precision": precision,
     }
-    model, spec = build_model(cfg.model, seed=cfg.seed)
+    model, spec = build_model(cfg.model, seed=cfg.seed, root=root)
     # A pretrained checkpoint is named by its path, so the weights themselves are part of the key.
     key = {**identity, "device": device.type, "start": _weights_hash(model)}
     run_folder = runs / "train" / sha256_json(key)[:16]

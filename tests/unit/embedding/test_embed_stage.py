@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from evaluated_pairs import catalogue, make_config, tree_bytes, write_model, write_pairs
 
-from coembed.errors import DataError, ModelError
+from coembed.errors import DataError, ModelError, ServiceError
 from coembed.files import sha256_file
-from coembed.models.encoder import load_encoder
+from coembed.models.encoder import Encoder, load_encoder
 from coembed.pairs.shards import read_samples
 from coembed.stages import embed
 
@@ -93,7 +94,27 @@ def test_nothing_to_embed(tmp_path: Path, pairs: Path, model: Path) -> None:
     damaged = [replace(sample, media=b"none") for sample in catalogue(3, seed=3)]
     with pytest.raises(DataError, match=f"none of the 3 items.*{damaged[0].path}"):
         run(tmp_path, model, write_pairs(tmp_path / "pairs", train=damaged))
+    sounds = [replace(sample, modality="audio") for sample in catalogue(3, seed=3)]
+    with pytest.raises(DataError, match="is of modality image: no corpus"):
+        run(tmp_path, model, write_pairs(tmp_path / "sounds", train=sounds))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_at_once_are_refused(tmp_path: Path, pairs: Path, model: Path) -> None:
+    plain = Encoder.encode_images
+    refused = []
+
+    def second(self: Encoder, images: Sequence[bytes]) -> np.ndarray:
+        if not refused:
+            refused.append(None)
+            with pytest.raises(ServiceError, match="another process is embedding this very corpus"):
+                run(tmp_path, model, pairs)
+        return plain(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "encode_images", second)
+        assert run(tmp_path, model, pairs)["num_items"] == 130
+    assert refused
 
 
 def test_items_of_other_modalities_are_no_part_of_the_corpus(tmp_path: Path, model: Path) -> None:
@@ -134,7 +155,7 @@ def test_killed_at_random_it_ends_in_the_same_bytes(
     out, runs = tmp_path / "killed" / "out", tmp_path / "killed" / "runs"
     paths = [str(path) for path in (model, pairs, out, runs)]
     chance = random.Random(time.time_ns())
-    num_parts, moment = chance.randint(0, 6), chance.uniform(0, 0.15)
+    num_parts, moment = chance.randint(1, 6), chance.uniform(0, 0.15)
     child = subprocess.Popen([sys.executable, "-c", _CHILD, _TESTS, *paths])
     while len(list(runs.glob("embed/*/part-*.parquet"))) < num_parts:
         assert child.poll() is None
@@ -143,7 +164,10 @@ def test_killed_at_random_it_ends_in_the_same_bytes(
     child.kill()
     assert child.wait() == -9, "was over before it was killed"
     assert not out.exists()
-    run(tmp_path / "killed", model, pairs)
+    cfg = make_config(embed={})
+    result = embed.run(cfg, model=model, pairs=pairs, out=out, runs=runs)
+    resumed = int(dict(result.rows)["parts"].split("(")[1].split()[0])
+    assert num_parts <= resumed + 1  # its receipt may have been missing yet
     said = f"killed {moment:.3f} s after part {num_parts}"
     assert tree_bytes(out) == tree_bytes(tmp_path / "whole" / "out"), said
     assert list((runs / "embed").iterdir()) == []

@@ -83,7 +83,7 @@ def test_metrics_are_those_of_a_plain_computation(tmp_path: Path, pairs: Path, m
 def test_a_trained_model_stands_far_above_chance(tmp_path: Path, pairs: Path) -> None:
     settings = {"epochs": 24, "batch_size": 32, "lr": 3e-3, "device": "cpu", "precision": "fp32"}
     cfg = make_config(train={**settings, "augment": {"flip": False}})
-    train.run(cfg, pairs=pairs, out=tmp_path / "model", runs=tmp_path / "runs")
+    train.run(cfg, root=tmp_path, pairs=pairs, out=tmp_path / "model", runs=tmp_path / "runs")
     metrics = run(tmp_path, tmp_path / "model", pairs)
     shape = metrics["zero_shot"]["shape"]
     assert shape["chance_top_1"] == 0.25

@@ -165,7 +165,7 @@ def test_items_with_one_and_the_same_vector_are_no_failure() -> None:
 
 def test_an_index_on_an_unknown_column_is_refused() -> None:
     settings = IndexSettings(payload_indexes=("price", "size"))
-    with pytest.raises(UserError, match="payload_indexes names size; .* have the columns price"):
+    with pytest.raises(UserError, match=r"names size; .* have the columns price"):
         build(ExactIndex(), RELEASE, lambda: iter(make_points()), alias="items", settings=settings)
 
 

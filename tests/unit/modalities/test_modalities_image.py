@@ -127,6 +127,26 @@ def test_a_jpeg_without_its_last_two_bytes_is_a_data_error() -> None:
         decode_image(_encode(_pixels(64, 64), "JPEG")[:-2])
 
 
+def test_a_jpeg_cut_short_and_closed_again_is_a_data_error() -> None:
+    data = _encode(_pixels(64, 64), "JPEG")
+    with pytest.raises(DataError):
+        decode_image(data[: len(data) // 2] + b"\xff\xd9")
+
+
+def test_jpegs_with_flipped_bits_are_mostly_noticed() -> None:
+    """A flip inside the coded pixels leaves the code in step now and then: that is not seen."""
+    data = _encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
+    noticed = 0
+    for number in range(40):
+        flipped = bytearray(data)
+        flipped[len(data) // 2 + 17 * number] ^= 0x55
+        try:
+            decode_image(bytes(flipped))
+        except DataError:
+            noticed += 1
+    assert noticed >= 10
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_size_is_checked_before_decoding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -185,8 +205,14 @@ def test_any_size_gives_a_square(height: int, width: int, px: int) -> None:
     assert (cropped == 77).all()
 
 
-def test_a_thread_of_an_image_does_not_fill_the_memory() -> None:
-    # Whole, it would be resized to 224 × 4,480,000.
+def test_a_thread_of_an_image_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = image_modality._resize
+
+    def small(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+        assert height * width <= 16 * 224 * 224  # whole, it would be 224 × 4,480,000
+        return resize(pixels, height, width, interpolation)
+
+    monkeypatch.setattr(image_modality, "_resize", small)
     image = np.zeros((1, 20_000, 3), dtype=np.uint8)
     image[:, 10_000 - 50 : 10_000 + 50] = 200
     cropped = resize_crop(image, px=224)

@@ -185,6 +185,15 @@ def test_columns_are_named_and_renamed(tmp_path: Path) -> None:
         ingest(source, tmp_path / "pool", columns={"path": "wo"})
 
 
+def test_our_own_names_are_a_guess_and_other_names_an_order(tmp_path: Path) -> None:
+    """The command line passes path=path and caption=caption when nobody says anything."""
+    _media(tmp_path / "in", "a.jpg")
+    source = _csv(tmp_path / "in" / "t.csv", "filepath\ttitle\na.jpg\tmug\n")
+    ours = {"path": "path", "caption": "caption"}
+    assert ingest(source, tmp_path / "pool", columns=ours).num_added == 1
+    assert "--caption-column" in _fails(_csv(source, "path,words\na.jpg,x\n"), tmp_path / "p")
+
+
 def test_an_unusual_split_is_kept_as_an_attribute(tmp_path: Path) -> None:
     _media(tmp_path / "in", "a.jpg", "b.jpg")
     rows = "path,caption,split\na.jpg,one,restval\nb.jpg,two,dev\n"

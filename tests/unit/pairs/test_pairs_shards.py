@@ -109,7 +109,7 @@ def _link() -> tarfile.TarInfo:
     [
         ([("../a.jpg", b"x")], "'../a.jpg' is not named KEY.ENDING"),
         ([("/etc/a.jpg", b"x")], "not named KEY.ENDING"),
-        ([(_link(), b"")], "'a.jpg' is not a regular file"),
+        ([(_link(), b"")], "'a.jpg' is not a regular file with a plain name"),
         ([("a.jpg", b"x"), ("a.txt", b"x")], "sample 'a' is not one media file"),
         ([("a.jpg", b"x"), ("a.json", b"[]")], r"a\.json does not describe"),
         ([("a.jpg", b"x"), ("a.json", b"\x80")], r"a\.json does not describe"),
@@ -121,6 +121,35 @@ def test_hostile_and_foreign_shards_are_refused(
     path = _tar(tmp_path / "train-000000.tar", *members)
     with pytest.raises(DataError, match=message):
         list(read_shard(path))
+
+
+def test_damaged_headers_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "pairs", [_sample(0), _sample(1)])
+    path = tmp_path / "pairs" / "train-000000.tar"
+    whole = path.read_bytes()
+    size = slice(124, 136)
+    for place, data, message in (
+        (slice(0, 1), b"x", "wrong checksum"),
+        (size, b"zzzzzzzzzzz\0", "no tar header"),
+        (size, b"-0000000001\0", "damaged"),
+        (slice(0, 100), b"\xff" * 100, "no tar header"),
+        (slice(3000, 9999), b"", "ends in the middle|no tar header"),
+    ):
+        hurt = bytearray(whole)
+        hurt[place] = data
+        path.write_bytes(hurt)
+        with pytest.raises(DataError, match=message):
+            list(read_shard(path))
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 8**10
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    negative = header.replace(b"10000000000", b"-0000000001")
+    start = sum(negative[:148]) + sum(negative[156:]) + 8 * 32
+    negative = negative[:148] + b"%06o\0 " % start + negative[156:]
+    for hurt_header, size_text in ((header, "1,073,741,824"), (negative, "-1")):
+        path.write_bytes(hurt_header + b"x" * 600)
+        with pytest.raises(DataError, match=f"said to have {size_text} bytes, the whole"):
+            list(read_shard(path))
 
 
 def test_changed_media_are_found_when_asked(tmp_path: Path) -> None:

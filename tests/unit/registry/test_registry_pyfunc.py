@@ -34,15 +34,16 @@ np.savez(
     texts=model.predict(pd.DataFrame({{"text": texts}})),
     images=model.predict(pd.DataFrame({{"image": media}})),
     mixed=model.predict(pd.DataFrame({{"text": [texts[0], None], "image": [None, media[0]]}})),
+    dicts=model.predict([{{"text": text}} for text in texts]),
     plain=model.unwrap_python_model().predict(None, texts),
 )
 errors = []
 both, neither, broken = (
     {{"text": ["a"], "image": [media[0]]}}, {{"text": [None]}}, {{"image": [b"no image"]}}
 )
-for rows in (both, neither, broken):
+for rows in (pd.DataFrame(both), pd.DataFrame(neither), pd.DataFrame(broken), texts):
     try:
-        model.predict(pd.DataFrame(rows))
+        model.predict(rows)
     except Exception as error:
         errors.append(str(error))
 print(json.dumps(errors))
@@ -72,16 +73,18 @@ def test_mlflow_loads_it_elsewhere_without_pickle_and_embeds_as_we_do(
         env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    both, neither, broken = json.loads(done.stdout)
+    both, neither, broken, bare = json.loads(done.stdout)
     assert "row 0 has both" in both
     assert "row 0 has neither a text nor an image" in neither
     assert "image 0" in broken
+    assert "expected a column text or image" in bare
     encoder = load_encoder(world.path("a"), device="cpu")
     texts = encoder.encode_texts(TEXTS)
     images = encoder.encode_images([Path(path).read_bytes() for path in media])
     found = np.load(out)
     np.testing.assert_allclose(found["texts"], texts, atol=1e-5)
     np.testing.assert_allclose(found["plain"], texts, atol=1e-5)
+    np.testing.assert_allclose(found["dicts"], texts, atol=1e-5)
     np.testing.assert_allclose(found["images"], images, atol=1e-5)
     np.testing.assert_allclose(found["mixed"], [texts[0], images[0]], atol=1e-5)
     assert found["texts"].dtype == np.float32

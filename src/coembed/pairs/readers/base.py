@@ -96,31 +96,33 @@ class TableColumns:
 
 
 def find_columns(names: Sequence[str], options: ReadOptions, source: Path) -> TableColumns:
-    """Find path and caption among the columns `names`.
+    """Find path and caption among the columns `names`: as the options say, else by usual names. An
+    option that repeats our own name ("path" for path) is no more than the first guess.
 
     Raises DataError that lists the columns when one is not there.
     """
     have = ", ".join(map(repr, names)) or "none"
-    for ours, theirs in options.columns.items():
+    said = {o: t for o, t in options.columns.items() if o != t or t in names}
+    for ours, theirs in said.items():
         if theirs not in names:
             raise DataError(
                 f"{source} has no column {theirs!r} to take as {ours!r}; its columns are {have}"
             )
 
     def find(ours: str, usual: Sequence[str]) -> str:
-        if ours in options.columns:
-            return options.columns[ours]
-        taken = set(options.columns.values())
+        if ours in said:
+            return said[ours]
+        taken = set(said.values())
         for name in usual:
             match = [n for n in names if n.strip().lower() == name and n not in taken]
             if match:
                 return match[0]
         raise DataError(
             f"{source} has no column that could be the {ours}; its columns are {have}",
-            hint=f"say which it is: `--column {ours}=NAME`",
+            hint=f"say which it is: `--{ours}-column NAME`",
         )
 
-    renamed = {theirs: ours for ours, theirs in options.columns.items()}
+    renamed = {theirs: ours for ours, theirs in said.items()}
     return TableColumns(find("path", _PATH_NAMES), find("caption", _CAPTION_NAMES), renamed)
 
 
