@@ -61,12 +61,14 @@ def test_learns_repeats_and_resumes(
     pairs: Path, tmp_path: Path, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config(model)
-    result = stage.run(cfg, pairs=pairs, out=tmp_path / "a/model", runs=tmp_path / "a/runs")
+    result = stage.run(
+        cfg, root=tmp_path, pairs=pairs, out=tmp_path / "a/model", runs=tmp_path / "a/runs"
+    )
     assert result.receipt["identity"]["precision"] == "bf16"
     assert result.receipt["last"]["loss"] < 2.5  # chance is ln(64) = 4.16
     assert result.receipt["last"]["mismatched_loss"] > 4
 
-    stage.run(cfg, pairs=pairs, out=tmp_path / "b/model", runs=tmp_path / "b/runs")
+    stage.run(cfg, root=tmp_path, pairs=pairs, out=tmp_path / "b/model", runs=tmp_path / "b/runs")
     assert sha256_tree(tmp_path / "a/model") == sha256_tree(tmp_path / "b/model")
 
     make = data.Batches.make
@@ -80,14 +82,18 @@ def test_learns_repeats_and_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(data.Batches, "make", cut)
         with pytest.raises(CutError):
-            stage.run(cfg, pairs=pairs, out=place / "model", runs=place / "runs")
-    table = dict(stage.run(cfg, pairs=pairs, out=place / "model", runs=place / "runs").rows)
+            stage.run(cfg, root=tmp_path, pairs=pairs, out=place / "model", runs=place / "runs")
+    table = dict(
+        stage.run(cfg, root=tmp_path, pairs=pairs, out=place / "model", runs=place / "runs").rows
+    )
     assert table["steps"] == "40 (taken up at 20)"
     assert sha256_tree(tmp_path / "a/model") == sha256_tree(place / "model")
 
 
 def test_batches_arrive_in_pinned_memory_and_rates_are_logged(pairs: Path, tmp_path: Path) -> None:
-    stage.run(config(VIT), pairs=pairs, out=tmp_path / "model", runs=tmp_path / "runs")
+    stage.run(
+        config(VIT), root=tmp_path, pairs=pairs, out=tmp_path / "model", runs=tmp_path / "runs"
+    )
     (log,) = (tmp_path / "runs/train").glob("*/log.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
@@ -99,7 +105,11 @@ def test_fp32_close_to_the_processor(pairs: Path, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         cfg = config(VIT, device=device, precision="fp32", steps=3, log_every=1)
         result = stage.run(
-            cfg, pairs=pairs, out=tmp_path / device / "model", runs=tmp_path / device / "runs"
+            cfg,
+            root=tmp_path,
+            pairs=pairs,
+            out=tmp_path / device / "model",
+            runs=tmp_path / device / "runs",
         )
         losses.append(result.receipt["last"]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)

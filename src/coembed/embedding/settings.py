@@ -20,7 +20,7 @@ class EmbedSettings(Settings):
     splits: tuple[Split, ...] = Field(default=SPLITS, min_length=1)
     modalities: tuple[Literal["image"], ...] = Field(default=("image",), min_length=1)
     batch_size: int = Field(default=256, ge=1)
-    part_size: int = Field(default=16_384, ge=1)
+    part_size: int = Field(default=4_096, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
 

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import json
 import logging
 import math
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from coembed.errors import ServiceError, UserError
-from coembed.files import atomic_folder, disk_errors
+from coembed.files import atomic_folder
 from coembed.registry._mlflow import mlflow
+from coembed.registry.opening import opening
 from coembed.registry.package import save_package
 from coembed.registry.settings import RegisterSettings
 from coembed.services import Services
@@ -77,12 +75,7 @@ class Registry:
         self.settings = settings
         self._uri = tracking_uri
         self._artifact_root = artifact_root
-        if tracking_uri.startswith("sqlite:///"):
-            opening = _one_at_a_time(Path(tracking_uri.removeprefix("sqlite:///")))
-        else:
-            _check_server(tracking_uri)
-            opening = contextlib.nullcontext()
-        with self._explained(), opening:
+        with self._explained(), opening(tracking_uri):
             self._client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
             self._client.search_registered_models(max_results=1)  # the registry's own connection
 
@@ -367,34 +360,3 @@ def _read_version(found: Any) -> ModelVersion:
         source=str(found.source),
         tags=dict(found.tags),
     )
-
-
-@contextlib.contextmanager
-def _one_at_a_time(database: Path) -> Iterator[None]:
-    """Open an embedded store while no other process does: the first one makes its tables."""
-    with disk_errors(database):
-        database.parent.mkdir(parents=True, exist_ok=True)
-        lock = database.with_suffix(".lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _check_server(uri: str) -> None:
-    """Fail at once where nothing listens: MLflow's own client would retry for minutes."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI is {uri!r}",
-            hint="expected http://HOST:PORT of an MLflow server; unset it to use the store in "
-            "this project's folder",
-        )
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname, port), timeout=10).close()
-    except OSError as error:
-        raise ServiceError(
-            f"the registry at {uri} does not answer ({error})",
-            hint="is the MLflow server running? Unset MLFLOW_TRACKING_URI to use the store in "
-            "this project's folder",
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -39,7 +40,8 @@ def draw_sheet(hits: Sequence[Hit], *, title: str, pool: Path, out: Path) -> Non
     top = _MARGIN + _TITLE + 14 + _TEXT + 18
     sheet = Image.new("RGB", (width, top + rows * (cell_height + _GAP) + _MARGIN - _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    title_font, text_font = ImageFont.load_default(_TITLE), ImageFont.load_default(_TEXT)
+    plain = title.isascii() and all(_caption(hit).isascii() for hit in hits)
+    title_font, text_font = _font(_TITLE, plain=plain), _font(_TEXT, plain=plain)
     draw.text(
         (_MARGIN, _MARGIN),
         _fit(title, title_font, width - 2 * _MARGIN),
@@ -104,6 +106,21 @@ def _draw_hit(
         draw.text((left, line + number * (_TEXT + 6)), text, fill=_INK, font=font)
 
 
+def _font(size: int, *, plain: bool) -> Font:
+    """Pillow's own font, which has only ASCII letters; for others the one matplotlib brings."""
+    found = None if plain else find_spec("matplotlib")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
+
+
+def _caption(hit: Hit) -> str:
+    captions = hit.payload.get("captions")
+    return str(captions[0]) if isinstance(captions, list | tuple) and captions else ""
+
+
 def _picture(pool: Path, path: object) -> Image.Image | None:
     data = read_media(pool, path)
     if data is None:
@@ -116,9 +133,7 @@ def _picture(pool: Path, path: object) -> Image.Image | None:
 
 
 def _caption_lines(hit: Hit, font: Font) -> list[str]:
-    captions = hit.payload.get("captions")
-    caption = str(captions[0]) if isinstance(captions, list | tuple) and captions else ""
-    words = _plain(caption[: 4 * _CELL])
+    words = _plain(_caption(hit)[: 4 * _CELL])
     average = max(1.0, font.getlength("abcdefghij lmnop") / 16)
     lines = textwrap.wrap(words, max(8, int(_CELL / average)))
     if len(lines) > _LINES:

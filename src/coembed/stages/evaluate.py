@@ -227,5 +227,5 @@ def _table(found: Measurements, settings: EvaluateSettings) -> tuple[tuple[str, 
     for outcomes, metric in main:
         summary = summarise(outcomes)
         shown = f"{percent(summary[metric])} (guessing: {percent(summary[f'chance_{metric}'])})"
-        rows.append((f"{words(outcomes.task)}: {words(metric)}", shown))
+        rows.append((f"{words(outcomes.task)}, {words(metric)}", shown))
     return tuple(rows)

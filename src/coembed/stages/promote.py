@@ -76,7 +76,7 @@ def run(
             )
         checks = decide(cfg.promote, metrics, reference)
         promoted = all(check.passed for check in checks)
-        reason = _reason(checks, before)
+        reason = _reason(checks, version, before)
         registry.tag_version(
             version,
             {
@@ -209,17 +209,21 @@ def _nest(flat: Mapping[str, float]) -> dict[str, Any]:
     return nested
 
 
-def _reason(checks: tuple[Check, ...], champion: int | None) -> str:
-    failed = [check for check in checks if not check.passed]
+def _reason(checks: tuple[Check, ...], version: int, champion: int | None) -> str:
+    failed = [_failure(check) for check in checks if not check.passed]
     if failed:
-        return "; ".join(
-            f"{check.metric} is {check.challenger:.4f}, accepted from "
-            f"{check.lowest_accepted if check.lowest_accepted is not None else 0:.4f}"
-            for check in failed
-        )
+        return "; ".join(failed)
     if champion is None:
         return "the first version: there is no champion to beat"
+    if champion == version:
+        return "it is the champion already"
     return f"not worse than the champion, version {champion}"
+
+
+def _failure(check: Check) -> str:
+    if check.lowest_accepted is None or not math.isfinite(check.challenger):
+        return f"{check.metric} is {check.challenger}, not a number"
+    return f"{check.metric} is {check.challenger:.4f}, accepted from {check.lowest_accepted:.4f}"
 
 
 def _row(check: Check) -> tuple[str, str]:

@@ -39,9 +39,8 @@ def reconcile(registry: Registry, index: VectorIndex, *, alias: str) -> int | No
     if collection is None:
         return None
     release = read_release(index.describe(collection))
-    known = registry.find_version({"coembed.fingerprint": release.fingerprint})
-    served = [v for v in registry.versions() if v.version == release.version]
-    if known is None or not served or served[0].fingerprint != release.fingerprint:
+    fingerprints = {version.version: version.fingerprint for version in registry.versions()}
+    if fingerprints.get(release.version) != release.fingerprint:
         return None  # the collection is of another registry's time: there is nothing to follow
     if registry.aliases().get(CHAMPION) == release.version:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from queue import Full, Queue
 
@@ -80,7 +80,7 @@ class Batches:
             rows=rows,
         )
 
-    def ahead(self, start: int) -> Iterator[Batch]:
+    def ahead(self, start: int) -> Generator[Batch, None, None]:
         """The batches from step `start` to the last, made ahead by one thread."""
         return prefetch(self.make, range(start, self.num_steps))
 
@@ -179,7 +179,7 @@ def find_positives(
     return torch.from_numpy(mask)
 
 
-def prefetch(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+def prefetch(make: Callable[[int], Batch], steps: Iterable[int]) -> Generator[Batch, None, None]:
     """Yield `make(step)` for every step, made ahead of time in order by one thread.
 
     An error of `make` is raised here. Closing the iterator ends the thread.

@@ -87,8 +87,9 @@ def train(
         with (
             closing(tracker(total=num_steps - state.step, label="train", unit="steps")) as task,
             Speed(run_folder / "log.jsonl", settings.batch_size) as speed,
+            closing(batches.ahead(state.step)) as ahead,
         ):
-            for batch in speed.waiting(batches.ahead(state.step)):
+            for batch in speed.waiting(ahead):
                 logged = (batch.step + 1) % settings.log_every == 0 or batch.step + 1 == num_steps
                 lr = learning_rate(batch.step, num_steps, settings)
                 outcome = do_step(batch, lr, mismatch=logged)

@@ -81,7 +81,8 @@ class Speed:
         """Log the steps since the last call; returns them in a few words."""
         rate, wait = self._window.pairs_per_s(self._batch_size), self._window.wait_share()
         line = {"step": step, "loss": loss, "pairs_per_s": rate, "wait_share": wait}
-        self._file.write(json.dumps({**line, "train_s": self._all.train_s}) + "\n")
+        so_far = {"train_s": self._all.train_s, "cpu_s": time.process_time()}
+        self._file.write(json.dumps({**line, **so_far}) + "\n")
         self._file.flush()
         self._window = _Count()
         return f"loss {loss:.3f}, {rate:,.0f} pairs/s, waits {wait:.0%}"

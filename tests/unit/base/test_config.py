@@ -61,7 +61,7 @@ def test_a_bad_override_says_what_is_wrong(values: dict[str, Any], text: str, wo
     [
         ("train.learning_rate=1", r"train.learning_rate: unknown key; known here: .*\blr\b"),
         ("trian={}", "trian: unknown key; known here: .*train"),
-        ("train.lr=fast", "train.lr: .*number.*got \"fast\""),
+        ("train.lr=fast", 'train.lr: .*number.*got "fast"'),
         ("train.lr=-1", "train.lr: .*greater than"),
         ("train.loss=hinge", "'hinge'; expected one of sigmoid, softmax"),
         ("paths.pool=../elsewhere", "paths.pool: .*inside the project"),

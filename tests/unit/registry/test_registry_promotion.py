@@ -75,6 +75,7 @@ def test_the_first_version_passes_and_the_next_replaces_it(world: World) -> None
     # Promoted again, nothing moves.
     again = world.promote("b", two, second)
     assert again.receipt["promoted"]
+    assert again.receipt["reason"] == "it is the champion already"
     assert served(world) == (second, {"champion": two, "previous": one})
 
 

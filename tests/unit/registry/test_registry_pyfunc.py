@@ -13,7 +13,7 @@ import pytest
 from release_case import World, make_world
 
 from coembed.models.encoder import load_encoder
-from coembed.registry.package import requirements
+from coembed.registry.package import requirements, save_package
 from coembed.registry.store import open_registry
 
 TEXTS = ["a red disc", "", "zwei grüne Ringe"]
@@ -97,6 +97,19 @@ def test_there_is_no_pickle_in_the_package(world: World) -> None:
     assert {"MLmodel", "model.safetensors", "pyfunc_model.py", "requirements.txt"} <= set(names)
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
     assert not [name for name in names if name.endswith(".pyc")]
+
+
+def test_a_model_that_dvc_linked_into_place_is_packed_as_files(
+    world: World, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in world.path("a").iterdir():
+        (linked / path.name).symlink_to(path)
+    save_package(tmp_path / "package", linked, dim=32, precision="fp32")
+    packed = tmp_path / "package" / "artifacts" / "linked" / "model.safetensors"
+    assert not packed.is_symlink()
+    assert packed.read_bytes() == (world.path("a") / "model.safetensors").read_bytes()
 
 
 def test_requirements_are_exact_and_public() -> None:

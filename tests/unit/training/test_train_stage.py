@@ -27,7 +27,9 @@ def config(**changes: Any) -> Any:
 
 
 def go(pairs: Path, place: Path, *, name: str = "model", **changes: Any) -> Result:
-    return stage.run(config(**changes), pairs=pairs, out=place / name, runs=place / "runs")
+    return stage.run(
+        config(**changes), root=place, pairs=pairs, out=place / name, runs=place / "runs"
+    )
 
 
 def test_writes_a_model_that_loads(pairs: Path, tmp_path: Path) -> None:

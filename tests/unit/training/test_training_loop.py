@@ -107,7 +107,7 @@ def spoil(step: int, what: str):
             return make(number)
 
         batches.make = spoiled  # type: ignore[method-assign]
-        batches.ahead = lambda start: map(spoiled, range(start, batches.num_steps))  # type: ignore
+        batches.ahead = lambda start: (spoiled(i) for i in range(start, batches.num_steps))  # type: ignore
 
     return change
 
@@ -129,7 +129,7 @@ def test_stops_before_a_step_that_is_not_finite(run: Run, what: str, tmp_path: P
     short = Run(run.pairs, tmp_path / "short", run.settings)
 
     def two_steps(_: JointModel, batches: Batches) -> None:
-        batches.ahead = lambda start: map(batches.make, range(start, 2))  # type: ignore
+        batches.ahead = lambda start: (batches.make(i) for i in range(start, 2))  # type: ignore
 
     # The weights are those after two steps, running statistics of norms aside.
     after_two, _ = short.go(change=two_steps)
@@ -196,7 +196,7 @@ def test_dropout_follows_from_seed_and_step(run: Run, tmp_path: Path) -> None:
 
     def stops(model: JointModel, batches: Batches) -> None:
         with_dropout(model, batches)
-        batches.ahead = lambda start: map(batches.make, range(start, 4))  # type: ignore
+        batches.ahead = lambda start: (batches.make(i) for i in range(start, 4))  # type: ignore
 
     half.go(change=stops)
     two, trained = half.go(change=with_dropout)
