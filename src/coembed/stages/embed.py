@@ -8,17 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import coembed
+from coembed.code import code_hash
 from coembed.config import Config
 from coembed.embedding.parts import EmbeddedCorpus, assemble, embed_parts
 from coembed.embedding.settings import EmbedSettings
 from coembed.errors import DataError, ModelError
 from coembed.files import RECEIPT, atomic_folder, sha256_file, sha256_json, write_receipt
+from coembed.locking import exclusive
 from coembed.models.encoder import Encoder, load_encoder
 from coembed.pairs.shards import num_samples, read_samples
 from coembed.progress import tracker
 from coembed.stages.result import Result
-from coembed.training.locking import exclusive
 from coembed.types import Sample, Split
 
 
@@ -57,7 +57,7 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
         "device": encoder.device.type,
         "pairs": sha256_file(pairs / RECEIPT),  # it holds the hashes of the shards
         "settings": settings.model_dump(mode="json", exclude={"device"}),
-        "code": _code_hash("embedding", "modalities", "models"),
+        "code": code_hash("embedding", "modalities", "models"),
     }
     work = runs / "embed" / sha256_json(key)[:16]
     with exclusive(work / "lock", doing="embedding this very corpus", wait=False):
@@ -136,12 +136,3 @@ def _receipt(encoder: Encoder, settings: EmbedSettings, embedded: EmbeddedCorpus
         ],
         "unreadable": [asdict(item) for item in embedded.unreadable],
     }
-
-
-def _code_hash(*rooms: str) -> str:
-    """SHA-256 over the Python files of `rooms`: parts that other code made are not taken up."""
-    package = Path(coembed.__file__).parent
-    files = sorted(file for room in rooms for file in (package / room).rglob("*.py"))
-    return sha256_json(
-        [(file.relative_to(package).as_posix(), sha256_file(file)) for file in files]
-    )

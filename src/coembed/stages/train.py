@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-import coembed
+from coembed.code import code_hash
 from coembed.config import Config
 from coembed.files import (
     RECEIPT,
@@ -21,6 +21,7 @@ from coembed.files import (
     write_receipt,
     write_text,
 )
+from coembed.locking import exclusive
 from coembed.modalities.image import transform
 from coembed.models.build import build_model
 from coembed.models.checkpoint import save_model
@@ -31,7 +32,6 @@ from coembed.stages.result import Result
 from coembed.training.cache import CachedSplit, open_cached_split
 from coembed.training.data import Batches, cache_side
 from coembed.training.device import choose_device, choose_precision
-from coembed.training.locking import exclusive
 from coembed.training.loop import HISTORY_COLUMNS, Trained, train
 from coembed.training.resume import Row
 from coembed.training.validation import recall_at
@@ -55,7 +55,7 @@ def run(cfg: Config, *, root: Path, pairs: Path, out: Path, runs: Path) -> Resul
     identity = {
         "pairs": sha256_file(pairs / RECEIPT),  # it holds the hashes of the shards
         "params": sha256_json(_deciding(cfg)),
-        "code": _code_hash("losses", "modalities", "models", "training"),
+        "code": code_hash("losses", "modalities", "models", "training"),
         "seed": cfg.seed,
         "precision": precision,
     }
@@ -105,15 +105,6 @@ def _deciding(cfg: Config) -> dict[str, Any]:
     }
 
 
-def _code_hash(*rooms: str) -> str:
-    """SHA-256 over the Python files of `rooms`."""
-    package = Path(coembed.__file__).parent
-    files = sorted(file for room in rooms for file in (package / room).rglob("*.py"))
-    return sha256_json(
-        [(file.relative_to(package).as_posix(), sha256_file(file)) for file in files]
-    )
-
-
 def _weights_hash(model: JointModel) -> str:
     """SHA-256 over the names and bytes of a model's tensors."""
     whole = hashlib.sha256()
@@ -145,7 +136,7 @@ def _open_split(
         content={
             "pairs": identity["pairs"],
             "split": name,
-            "code": _code_hash("modalities"),
+            "code": code_hash("modalities"),
             "image": at_side.model_dump(mode="json"),
             "text": [spec.text.model_dump(mode="json"), dict(texts.identity())],
         },

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from coembed.errors import CoembedError, DataError
 from coembed.files import RECEIPT, atomic_folder, read_json, sha256_json, write_json, write_receipt
+from coembed.locking import exclusive
 from coembed.progress import tracker
-from coembed.training.locking import exclusive
 from coembed.types import Sample
 
 T = TypeVar("T")

@@ -101,7 +101,7 @@ def test_nothing_is_left_where_training_fails(tmp_path: Path) -> None:
 
 HOLD = """
 import pathlib, sys
-from coembed.training.locking import exclusive
+from coembed.locking import exclusive
 with exclusive(pathlib.Path(sys.argv[1]), doing="training", wait=False):
     print("held", flush=True)
     sys.stdin.read()

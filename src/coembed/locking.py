@@ -1,4 +1,4 @@
-"""One process at a time in a folder under `runs/`."""
+"""One process at a time: a lock file that a killed process frees."""
 
 from __future__ import annotations
 
