@@ -373,6 +373,23 @@ def promote(
     _print_result(result, as_json)
 
 
+@app.command(rich_help_panel=_EFFECTS)
+def rollback(
+    project: ProjectOption = Path(),
+    version: Annotated[
+        int | None, typer.Option(help="The model version to serve; else the previous champion.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an earlier model version again: its collection's alias, then the registry's."""
+    from coembed.stages import rollback as stage
+
+    here = _open(project, None)
+    out = here.path("runs") / "rollback.json"
+    result = stage.run(here.cfg, services=_services(here), out=out, version=version)
+    _print_result(result, as_json)
+
+
 def _version(here: _Project, version: int | None) -> int:
     """The version asked for, else the one that the last `coembed register` left a receipt of."""
     if version is not None:
