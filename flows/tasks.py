@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.tasks import exponential_backoff
 
 from coembed.config import Config, load_config
+from coembed.console import print_rows
 from coembed.errors import UserError
 from coembed.files import read_json
 from coembed.lineage import dvc, workspace
@@ -31,6 +32,7 @@ from coembed.stages import evaluate as evaluate_stage
 from coembed.stages import index as index_stage
 from coembed.stages import promote as promote_stage
 from coembed.stages import register as register_stage
+from coembed.stages.result import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,12 @@ def _reproduce(run: Run, stage: str) -> Outcome:
     return dvc.reproduce(run.space.tree, stage, extra=source)
 
 
+def _told(result: Result) -> dict[str, Any]:
+    """Print what an effect did, as its verb would, and pass its receipt on."""
+    print_rows(result.title, result.rows)
+    return result.receipt
+
+
 @_job
 def curate(run: Run) -> Outcome:
     """Pool → curated pairs."""
@@ -132,27 +140,31 @@ def register(run: Run, run_id: str | None) -> dict[str, Any]:
         data_md5=dvc.data_hash(tree, pool) or "",
         files=tuple(tree / name for name in ("params.yaml", "dvc.yaml", dvc.LOCK, f"{pool}.dvc")),
     )
-    return register_stage.run(
-        run.cfg,
-        services=run.services,
-        model=run.made("model"),
-        evaluation=run.made("evaluation"),
-        lineage=lineage,
-        out=run.receipts / "register.json",
-        run_id=run_id,
-    ).receipt
+    return _told(
+        register_stage.run(
+            run.cfg,
+            services=run.services,
+            model=run.made("model"),
+            evaluation=run.made("evaluation"),
+            lineage=lineage,
+            out=run.receipts / "register.json",
+            run_id=run_id,
+        )
+    )
 
 
 @_job
 def index(run: Run, version: int) -> dict[str, Any]:
     """Embeddings → a verified collection that nobody sees yet."""
-    return index_stage.run(
-        run.cfg,
-        services=run.services,
-        embeddings=run.made("embeddings"),
-        version=version,
-        out=run.receipts / "index.json",
-    ).receipt
+    return _told(
+        index_stage.run(
+            run.cfg,
+            services=run.services,
+            embeddings=run.made("embeddings"),
+            version=version,
+            out=run.receipts / "index.json",
+        )
+    )
 
 
 @_job
@@ -166,16 +178,18 @@ def promote(run: Run, version: int, collection: str) -> dict[str, Any]:
         assert isinstance(metrics, dict)
         return metrics
 
-    return promote_stage.run(
-        run.cfg,
-        services=run.services,
-        version=version,
-        collection=collection,
-        evaluation=run.made("evaluation"),
-        evaluate_champion=evaluate_champion,
-        models=run.receipts / "models",
-        out=run.receipts / "promote.json",
-    ).receipt
+    return _told(
+        promote_stage.run(
+            run.cfg,
+            services=run.services,
+            version=version,
+            collection=collection,
+            evaluation=run.made("evaluation"),
+            evaluate_champion=evaluate_champion,
+            models=run.receipts / "models",
+            out=run.receipts / "promote.json",
+        )
+    )
 
 
 @_job

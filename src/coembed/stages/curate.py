@@ -34,7 +34,7 @@ def run(cfg: Config, *, pool: Path, out: Path) -> Result:
             },
         }
         write_receipt(folder, receipt)
-    return Result(f"curated {pool}", _table(summary), receipt)
+    return Result("Curated pairs", _table(summary), receipt)
 
 
 def _table(summary: Summary) -> tuple[tuple[str, str], ...]:

@@ -74,7 +74,7 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
         ("unreadable", f"{len(embedded.unreadable):,}"),
         ("model", encoder.fingerprint[:12]),
     )
-    return Result(f"embedded {pairs}", rows, receipt)
+    return Result("Embedded corpus", rows, receipt)
 
 
 def _embed(

@@ -77,7 +77,7 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path) -> Result:
         _write_plots(folder / "plots", found, settings)
         write_text(folder / "report.html", render(report))
         write_receipt(folder, receipt)
-    return Result(f"evaluated {model} on {settings.split}", _table(found, settings), receipt)
+    return Result(f"Evaluated on {settings.split}", _table(found, settings), receipt)
 
 
 def _read_and_embed(

@@ -63,7 +63,7 @@ def run(cfg: Config, *, services: Services, embeddings: Path, version: int, out:
     }
     write_json(out, receipt)
     return Result(
-        "the collection was built already" if built.already_built else "built a collection",
+        "The collection was built already" if built.already_built else "Built a collection",
         (
             ("collection", built.collection),
             ("model version", f"{release.model} v{version}"),

@@ -82,7 +82,7 @@ def run(
     }
     write_json(out, receipt)
     return Result(
-        f"registered {version.name} version {version.version}"
+        f"Registered {version.name} version {version.version}"
         if created
         else f"{version.name} version {version.version} was registered already",
         (

@@ -182,4 +182,4 @@ def _result(receipt: dict[str, Any], trained: Trained, batches: Batches) -> Resu
     if trained.pairs_per_s:
         rate = f"{trained.pairs_per_s:,.0f} samples/s, {trained.wait_share:.1%} waiting for data"
         rows.append(("rate", rate))
-    return Result("train", tuple(rows), receipt)
+    return Result("Trained model", tuple(rows), receipt)
