@@ -6,6 +6,7 @@ DVC is the only cache of the reproducible stages, so no task has a Prefect cache
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from prefect.tasks import exponential_backoff
 
 from coembed.config import Config, load_config
 from coembed.console import print_rows
-from coembed.errors import UserError
+from coembed.errors import CoembedError, UserError
 from coembed.files import read_json
 from coembed.lineage import dvc, workspace
 from coembed.lineage.dvc import Outcome
@@ -57,6 +58,19 @@ def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     """Whether another try could end differently."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, UserError)
+
+
+class _WithoutTraceback(logging.Filter):
+    """Takes the traceback off Prefect's report of an error that explains itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], CoembedError):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_WithoutTraceback())
 
 
 def _job(function: Callable[..., Any]) -> Any:

@@ -76,7 +76,7 @@ def _open(project: Path, overrides: list[str] | None) -> _Project:
 def demo_pool(
     project: ProjectOption = Path(),
     seed: Annotated[int, typer.Option(help="The shop's seed.")] = 7,
-    num_pairs: Annotated[int, typer.Option(min=50, help="About how many pairs.")] = 6000,
+    num_pairs: Annotated[int, typer.Option(min=100, help="About how many pairs.")] = 6000,
     overwrite: Annotated[bool, typer.Option(help="Replace the pool that is there.")] = False,
 ) -> None:
     """Draw the demo: a small shop's product pictures and captions, faults included."""
@@ -410,6 +410,7 @@ def retrain(project: ProjectOption = Path(), overrides: SetOption = None) -> Non
     """Run the whole flow: curate, train, evaluate, register, embed, index, promote."""
     from coembed.errors import UserError
     from coembed.lineage.process import child_environment
+    from coembed.lineage.workspace import require_startable
 
     here = _open(project, overrides)
     if not (here.root / "flows" / "retrain.py").exists():
@@ -417,6 +418,7 @@ def retrain(project: ProjectOption = Path(), overrides: SetOption = None) -> Non
             f"{here.root} has no flows/retrain.py",
             hint="run it in a clone of the project, or name the clone with --project",
         )
+    require_startable(here.root, pool=here.cfg.paths.pool)  # before Prefect's ten seconds
     home = Path(os.environ.get("PREFECT_HOME") or here.path("runs") / "prefect")
     home.mkdir(parents=True, exist_ok=True)
     quiet = {

@@ -65,8 +65,8 @@ def test_learns_repeats_and_resumes(
         cfg, root=tmp_path, pairs=pairs, out=tmp_path / "a/model", runs=tmp_path / "a/runs"
     )
     assert result.receipt["identity"]["precision"] == "bf16"
-    assert result.receipt["last"]["loss"] < 2.5  # chance is ln(64) = 4.16
-    assert result.receipt["last"]["mismatched_loss"] > 4
+    last = result.receipt["last"]
+    assert last["loss"] < 2.5 and last["mismatched_loss"] > last["loss"] + 1  # it has learnt
 
     stage.run(cfg, root=tmp_path, pairs=pairs, out=tmp_path / "b/model", runs=tmp_path / "b/runs")
     assert sha256_tree(tmp_path / "a/model") == sha256_tree(tmp_path / "b/model")
@@ -96,7 +96,7 @@ def test_batches_arrive_in_pinned_memory_and_rates_are_logged(pairs: Path, tmp_p
     )
     (log,) = (tmp_path / "runs/train").glob("*/log.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert {10, 20, 30, 40} <= {line["step"] for line in lines}  # and one at each epoch's end
 
 
 def test_fp32_close_to_the_processor(pairs: Path, tmp_path: Path) -> None:

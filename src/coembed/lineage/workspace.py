@@ -40,6 +40,12 @@ class Workspace:
     lock: IO[str]
 
 
+def require_startable(project: Path, *, pool: Path) -> None:
+    """Refuse what no run could start from: no commit to stand on, or data that is not versioned."""
+    git.head_commit(project)
+    dvc.require_versioned(project, pool)
+
+
 def open_workspace(
     project: Path, run_id: str, *, pool: Path, runs: Path, overrides: Sequence[str] = ()
 ) -> Workspace:
@@ -52,8 +58,7 @@ def open_workspace(
         overrides: `section.key=value`; they are written into the workspace's params file.
     """
     project = project.resolve()
-    git.head_commit(project)
-    dvc.require_versioned(project, pool)
+    require_startable(project, pool=pool)
     home = project / runs / "flows"
     home.mkdir(parents=True, exist_ok=True)
     clear_dead_workspaces(project, home)
