@@ -7,7 +7,7 @@ RUN_STAMP := .venv/.coembed-run
 DEV_STAMP := .venv/.coembed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench
+.PHONY: help setup setup-dev demo test test-slow lint bench
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,8 +21,11 @@ demo: $(RUN_STAMP)  ## Draw the shop, retrain on it, search it
 	@$(BIN)/coembed retrain
 	@$(BIN)/coembed search "red sneakers" --sheet $(SHEET)
 
-test: $(DEV_STAMP)  ## Run the tests (the slow ones run in .ci/run)
-	$(BIN)/python -m pytest
+test: $(DEV_STAMP)  ## Run the tests (about five minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-slow: $(DEV_STAMP)  ## Run the slow tests: whole pipelines, kills
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu"
 
 lint: $(DEV_STAMP)  ## Style, types, layers
 	$(BIN)/ruff check .
@@ -39,9 +42,10 @@ bench: $(DEV_STAMP)  ## Run every benchmark in its quick form
 
 # Byte-compiling five gigabytes of packages would cost more than the few modules that get imported.
 $(RUN_STAMP): constraints.txt pyproject.toml | .venv/bin/python
-	$(PIP) install --quiet --no-compile -c constraints.txt --editable .
+	@echo "Installing the pinned packages into .venv: some minutes, once"
+	$(PIP) install --quiet --quiet --no-compile -c constraints.txt --editable .
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	$(PIP) install --quiet --no-compile -c constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --quiet --no-compile -c constraints.txt --editable '.[dev]'
 	@touch $@

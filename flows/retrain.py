@@ -41,6 +41,7 @@ def retrain(project: str = ".", overrides: list[str] | None = None) -> dict[str,
         outcomes["promote"] = decision["reason"]
         outcomes["publish"] = tasks.publish(run)
         tasks.show(run, outcomes, version)
+        tasks.leave_receipt(run, outcomes, version, decision)
     return {"outcomes": outcomes, "version": version, "decision": decision}
 
 

@@ -33,6 +33,7 @@ from coembed.stages import evaluate as evaluate_stage
 from coembed.stages import index as index_stage
 from coembed.stages import promote as promote_stage
 from coembed.stages import register as register_stage
+from coembed.stages import standing
 from coembed.stages.result import Result
 
 
@@ -213,6 +214,19 @@ def publish(run: Run) -> str:
     pushed = workspace.push(run.space)
     where = "in the project" if published else f"kept under {run.space.ref} only"
     return f"{where}, {'pushed to' if pushed else 'no'} DVC remote"
+
+
+def leave_receipt(
+    run: Run, outcomes: dict[str, str], version: dict[str, Any], decision: dict[str, Any]
+) -> None:
+    """Say, last of all, what this run left served. A refused challenger leaves no receipt."""
+    if decision["promoted"]:
+        standing.leave(
+            run.receipts / "retrain.json",
+            recipe=standing.recipe_hash(run.space.tree, run.cfg.paths.pool),
+            outcomes=outcomes,
+            served={"version": version["version"], "collection": decision["collection"]},
+        )
 
 
 def show(run: Run, outcomes: dict[str, str], version: dict[str, Any]) -> None:

@@ -406,9 +406,14 @@ def _version(here: _Project, version: int | None) -> int:
 
 
 @app.command(rich_help_panel=_RUN)
-def retrain(project: ProjectOption = Path(), overrides: SetOption = None) -> None:
+def retrain(
+    project: ProjectOption = Path(),
+    overrides: SetOption = None,
+    force: Annotated[bool, typer.Option(help="Run the flow even if all is up to date.")] = False,
+) -> None:
     """Run the whole flow: curate, train, evaluate, register, embed, index, promote."""
     from coembed.errors import UserError
+    from coembed.lineage import dvc
     from coembed.lineage.process import child_environment
     from coembed.lineage.workspace import require_startable
 
@@ -419,6 +424,16 @@ def retrain(project: ProjectOption = Path(), overrides: SetOption = None) -> Non
             hint="run it in a clone of the project, or name the clone with --project",
         )
     require_startable(here.root, pool=here.cfg.paths.pool)  # before Prefect's ten seconds
+    receipt = here.path("runs") / "retrain.json"
+    if receipt.exists() and not overrides and not force and not dvc.changes(here.root):
+        from coembed.stages import standing
+
+        stands = standing.find(
+            here.cfg, services=_services(here), project=here.root, receipt=receipt
+        )
+        if stands is not None:
+            _print_result(stands, as_json=False)
+            return
     home = Path(os.environ.get("PREFECT_HOME") or here.path("runs") / "prefect")
     home.mkdir(parents=True, exist_ok=True)
     quiet = {

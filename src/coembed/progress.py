@@ -78,7 +78,7 @@ class _Lines(Tracker):
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._note = 0, ""
+        self._done, self._printed, self._note = 0, 0, ""
         self._start = self._last = time.monotonic()
 
     def advance(self, num: int = 1) -> None:
@@ -90,12 +90,11 @@ class _Lines(Tracker):
         self._note = text
 
     def close(self) -> None:
-        if self._done:
+        if self._done > self._printed:
             self._print()
-            self._done = 0
 
     def _print(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._printed = time.monotonic(), self._done
         elapsed = max(self._last - self._start, 1e-9)
         rate = self._done / elapsed
         of = f"/{self._total:,}" if self._total else ""

@@ -52,12 +52,36 @@ def test_a_picture_finds_itself(retrained: Project) -> None:
     assert alike["hits"][0]["score"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_second_retrain_changes_nothing(retrained: Project) -> None:
+def test_a_second_retrain_sees_that_there_is_nothing_to_do(retrained: Project) -> None:
     before, lock = _served(retrained), retrained.lock()
     done = retrained.coembed("retrain")
+    assert "nothing to retrain" in done.stdout
+    forced = retrained.coembed("retrain", "--force")
+    outcomes = dict(
+        line.split(maxsplit=1)
+        for line in forced.stdout.split("Retrain")[-1].splitlines()
+        if line.strip()
+    )
+    assert {outcomes[stage].strip() for stage in ("curate", "train", "evaluate", "embed")} == {
+        "unchanged"
+    }
+    assert outcomes["register"].strip() == "model version 1"
     assert retrained.lock() == lock
     assert _served(retrained) == before
-    assert "ran" not in [line.split()[-1] for line in done.stdout.splitlines() if line.strip()]
+
+
+def test_an_alias_moved_by_hand_is_something_to_do(retrained: Project) -> None:
+    code = (
+        "import os; from pathlib import Path; from coembed.config import load_config;"
+        "from coembed.registry.store import open_registry;"
+        "from coembed.services import find_services;"
+        "r = open_registry(find_services(Path('.'), os.environ),"
+        " load_config(Path('params.yaml')).register_); r.delete_alias('champion')"
+    )
+    retrained.run("python", "-c", code)
+    done = retrained.coembed("retrain")
+    assert "nothing to retrain" not in done.stdout
+    assert "nothing to retrain" in retrained.coembed("retrain").stdout
 
 
 def test_after_the_flow_dvc_has_nothing_to_do_and_the_users_branch_is_untouched(

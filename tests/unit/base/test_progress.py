@@ -16,6 +16,7 @@ def test_lines_without_a_terminal(
     assert lines[0].startswith("Reading: 1/3 files")
     assert "\r" not in "".join(lines)
     assert lines[-1].startswith("Reading: 3/3 files")
+    assert len(lines) == 3, "the end is said once"
 
 
 def test_a_note_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
