@@ -89,6 +89,7 @@ def demo_pool(
         dvc.require_versioned(here.root, pool)
         print(f"{pool}/ is as {pool}.dvc says: nothing to draw (--overwrite draws it anew)")
         return
+    _keep_old_version(here.root, pool)
     summary = draw_pool(here.root / pool, seed=seed, num_pairs=num_pairs, overwrite=overwrite)
     changed = dvc.add(here.root, pool)
     _print_table(
@@ -147,7 +148,7 @@ def ingest(
     refused = here.path("runs") / "ingest-refused.csv"
     target = here.root / pool
     if replace and target.exists():
-        dvc.require_versioned(here.root, pool)
+        _keep_old_version(here.root, pool)
         # The new pool grows elsewhere, so that a source that turns out wrong leaves the old one.
         target = here.path("runs") / "new-pool"
         shutil.rmtree(target, ignore_errors=True)
@@ -168,6 +169,16 @@ def ingest(
         changed = dvc.add(here.root, pool)
         rows.append(("version", f"{pool}.dvc {'written' if changed else 'unchanged'}"))
     _print_table(f"Ingested {source}", tuple(rows))
+
+
+def _keep_old_version(root: Path, pool: Path) -> None:
+    """Before a pool is replaced: refuse if it is not versioned, else see that DVC holds it."""
+    from coembed.lineage import dvc
+
+    if (root / pool).exists() and any((root / pool).iterdir()):
+        dvc.require_versioned(root, pool)
+        dvc.add(root, pool)  # The files may be as the .dvc file says, and yet not in the cache.
+        print(f"{pool}/ is replaced; the old version is {dvc.data_hash(root, pool)} in DVC's cache")
 
 
 # ---------------------------------------------------------------------------------------------

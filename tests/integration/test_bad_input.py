@@ -58,6 +58,10 @@ def test_data_edited_behind_dvcs_back_stops_a_run(project: Project) -> None:
         done = project.coembed("retrain", code=2)
         assert "has changed since data.dvc was written" in done.stderr
         assert "dvc add data" in done.stderr
+        for verb in ("demo-pool --overwrite", "ingest products.csv --replace"):
+            done = project.coembed(*verb.split(), code=2)
+            assert "has changed" in done.stderr, "unversioned data must not be replaced"
+            assert extra.exists()
     finally:
         extra.unlink()
 
