@@ -1,7 +1,7 @@
 """The tasks that flows chain: one a stage or effect.
 
-DVC is the only cache of the reproducible stages, so no task has a Prefect cache. A user's mistake
-(exit code 2) is not retried: it would fail again.
+DVC is the only cache of the reproducible stages, so no task has a Prefect cache. Only what a
+service refused is tried again: a user's mistake or a bug would fail the same way, at the same cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefect.tasks import exponential_backoff
 
 from coembed.config import Config, load_config
 from coembed.console import print_rows
-from coembed.errors import CoembedError, UserError
+from coembed.errors import CoembedError, ServiceError
 from coembed.files import read_json
 from coembed.lineage import dvc, workspace
 from coembed.lineage.dvc import Outcome
@@ -56,9 +56,8 @@ class Run:
 
 
 def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether another try could end differently."""
-    error = state.result(raise_on_failure=False)
-    return not isinstance(error, UserError)
+    """Whether another try could end differently: a service may answer then, a bug will not."""
+    return isinstance(state.result(raise_on_failure=False), ServiceError)
 
 
 class _WithoutTraceback(logging.Filter):
@@ -126,12 +125,15 @@ def train(run: Run) -> tuple[Outcome, str | None]:
         return "unchanged", None
     registry = open_registry(run.services, run.cfg.register_)
     run_id = registry.start_run(run.space.ref.rsplit("/", 1)[-1], {})
+    failed = True
     try:
         with registry.monitor(run_id):
-            return _reproduce(run, "train"), run_id
-    except BaseException:
-        registry.end_run(run_id, failed=True)
-        raise
+            outcome = _reproduce(run, "train")
+        failed = False
+    finally:
+        # Ended here, for no later task may come to it; `register` goes on logging into it.
+        registry.end_run(run_id, failed=failed)
+    return outcome, run_id
 
 
 @_job

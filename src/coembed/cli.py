@@ -75,22 +75,39 @@ def _open(project: Path, overrides: list[str] | None) -> _Project:
 @app.command("demo-pool", rich_help_panel=_DATA)
 def demo_pool(
     project: ProjectOption = Path(),
-    seed: Annotated[int, typer.Option(help="The shop's seed.")] = 7,
-    num_pairs: Annotated[int, typer.Option(min=100, help="About how many pairs.")] = 6000,
+    seed: Annotated[int | None, typer.Option(help="The shop's seed.", show_default="7")] = None,
+    num_pairs: Annotated[
+        int | None, typer.Option(min=100, help="About how many pairs.", show_default="6000")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the pool that is there.")] = False,
 ) -> None:
     """Draw the demo: a small shop's product pictures and captions, faults included."""
+    import shutil
+
+    from coembed.errors import UserError
     from coembed.lineage import dvc
     from coembed.pairs.shop import draw_pool
 
     here = _open(project, None)
     pool = here.cfg.paths.pool
-    if not overwrite and (here.root / pool).exists() and (here.root / f"{pool}.dvc").exists():
+    folder, pointer = here.root / pool, here.root / f"{pool}.dvc"
+    if not overwrite and folder.exists() and pointer.exists():
+        if seed is not None or num_pairs is not None:
+            raise UserError(
+                f"{pool}/ is there already, and would not be drawn with this seed or size",
+                hint="--overwrite draws it anew; DVC keeps the old version",
+            )
         dvc.require_versioned(here.root, pool)
         print(f"{pool}/ is as {pool}.dvc says: nothing to draw (--overwrite draws it anew)")
         return
     _keep_old_version(here.root, pool)
-    summary = draw_pool(here.root / pool, seed=seed, num_pairs=num_pairs, overwrite=overwrite)
+    summary = draw_pool(folder, seed=seed or 7, num_pairs=num_pairs or 6000, overwrite=overwrite)
+    if pointer.exists() and not overwrite and not dvc.holds_what_it_says(here.root, pool):
+        shutil.rmtree(folder)
+        raise UserError(
+            f"the shop that was drawn is not the pool that {pointer.name} pins",
+            hint="`dvc pull` brings that pool; --overwrite pins the shop in its place",
+        )
     changed = dvc.add(here.root, pool)
     _print_table(
         f"The shop is drawn into {pool}/",
@@ -122,7 +139,9 @@ def ingest(
     media_root: Annotated[
         Path | None, typer.Option(help="The folder that media paths start from.")
     ] = None,
-    link: Annotated[bool, typer.Option(help="Hard-link the media instead of copying.")] = False,
+    link: Annotated[
+        bool, typer.Option(help="Hard-link the media (DVC's cache holds a copy all the same).")
+    ] = False,
     replace: Annotated[
         bool, typer.Option(help="Start a new pool; DVC keeps the one that was there.")
     ] = False,
@@ -147,6 +166,8 @@ def ingest(
     pool = here.cfg.paths.pool
     refused = here.path("runs") / "ingest-refused.csv"
     target = here.root / pool
+    if not replace and (here.root / f"{pool}.dvc").exists() and not target.exists():
+        dvc.require_versioned(here.root, pool)  # else the new pairs would be all of the pool
     if replace and target.exists():
         _keep_old_version(here.root, pool)
         # The new pool grows elsewhere, so that a source that turns out wrong leaves the old one.
@@ -209,16 +230,23 @@ def _run_stage(
     _print_result(result, as_json)
     if not under_dvc and (here.root / "dvc.yaml").exists():
         if here.overridden:
-            print("not written into dvc.lock: --set made it another run", file=sys.stderr)
+            print(
+                "not written into dvc.lock: --set made it another run; the next run of the stage "
+                "without it, or of the flow, replaces its output",
+                file=sys.stderr,
+            )
         else:
             dvc.record(here.root, stage)
 
 
 def _leave_error(root: Path, stage: str, error: CoembedError) -> None:
+    from coembed.errors import ServiceError, UserError
     from coembed.files import write_json
     from coembed.lineage.dvc import EXIT_FOLDER
 
-    said = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    kind = "user" if isinstance(error, UserError) else "other"
+    kind = "service" if isinstance(error, ServiceError) else kind
+    said = {"error": error.message, "hint": error.hint, "kind": kind}
     write_json(root / EXIT_FOLDER / f"{stage}.json", said)
 
 
@@ -360,9 +388,9 @@ def promote(
     runs = here.path("runs")
     chosen = _version(here, version)
     built = read_json(runs / "index.json", what="index receipt", hint="run `coembed index` first")
-    if built["version"] != chosen:
+    if built.get("version") != chosen:
         raise DataError(
-            f"the collection last built is of model version {built['version']}, not {chosen}",
+            f"the collection last built is of model version {built.get('version')}, not {chosen}",
             hint=f"run `coembed index --version {chosen}` first",
         )
 
@@ -380,6 +408,7 @@ def promote(
         evaluate_champion=evaluate_champion,
         models=runs / "models",
         out=runs / "promote.json",
+        asked_for=version is not None,
     )
     _print_result(result, as_json)
 

@@ -6,6 +6,7 @@ section's type stands beside the component that it builds; this file only puts t
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -24,24 +25,52 @@ from coembed.registry.settings import PromoteSettings, RegisterSettings
 from coembed.settings import Settings
 from coembed.training.settings import TrainSettings
 
+# The project's own folders: a pool in one of them would be overwritten, or overwrite it.
+_TAKEN = ("artifacts", "benchmarks", "deploy", "docs", "flows", "mlflow", "qdrant", "recipes",
+          "runs", "src", "tests")  # fmt: skip
+
 
 class Paths(Settings):
-    """Where a run reads and writes, relative to the project folder."""
+    """Where a run reads and writes, relative to the project folder.
+
+    Only the pool's folder is a setting. What stages write is replaced whole at every run, and
+    dvc.yaml, .gitignore and the plots name it, so its place is fixed.
+    """
 
     pool: Path = Path("data")
-    pairs: Path = Path("artifacts/pairs")
-    model: Path = Path("artifacts/model")
-    evaluation: Path = Path("artifacts/evaluation")
-    embeddings: Path = Path("artifacts/embeddings")
-    runs: Path = Path("runs")
 
-    @field_validator("*")
+    @field_validator("pool")
     @classmethod
-    def _inside(cls, path: Path) -> Path:
-        pure = PurePosixPath(path.as_posix())
-        if pure.is_absolute() or ".." in pure.parts or pure == PurePosixPath("."):
-            raise ValueError(f"{path} must be a folder inside the project, without '..'")
+    def _of_its_own(cls, path: Path) -> Path:
+        parts = PurePosixPath(path.as_posix()).parts
+        if len(parts) != 1 or parts[0].startswith((".", "/")) or parts[0] in _TAKEN:
+            raise ValueError(f"{path} must be a folder of its own inside the project, like data")
         return path
+
+    @property
+    def pairs(self) -> Path:
+        """Curated pairs."""
+        return Path("artifacts/pairs")
+
+    @property
+    def model(self) -> Path:
+        """The trained model."""
+        return Path("artifacts/model")
+
+    @property
+    def evaluation(self) -> Path:
+        """Metrics, slices, plots and the report."""
+        return Path("artifacts/evaluation")
+
+    @property
+    def embeddings(self) -> Path:
+        """The embedded corpus."""
+        return Path("artifacts/embeddings")
+
+    @property
+    def runs(self) -> Path:
+        """What outlives a run: checkpoints, caches, logs, receipts of effects."""
+        return Path("runs")
 
 
 class Config(Settings):
@@ -77,7 +106,7 @@ def read_params(path: Path) -> dict[str, Any]:
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `values` with each `section.key=value` set; the value is read as YAML."""
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result = copy.deepcopy(values)
     for text in overrides:
         dotted, sign, raw = text.partition("=")
         keys = dotted.strip().split(".")

@@ -25,7 +25,7 @@ def _console() -> Console:
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print labels and values under a title."""
-    table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in rows:
@@ -35,12 +35,12 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def print_hits(title: str, hits: Sequence[Hit], columns: Sequence[str]) -> None:
     """Print search hits: rank, score, the first caption, the attributes `columns`, the file."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
     table.add_column("caption", overflow="fold")
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     table.add_column("file", no_wrap=True)
     for hit in hits:
         captions = hit.payload.get("captions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import os
 import shutil
@@ -39,14 +40,12 @@ class Check:
 
 def examine(project: Path, environ: Mapping[str, str]) -> list[Check]:
     """All checks of the project folder, in the order in which one would mend things."""
+    if not project.is_dir():
+        return [Check("project", "bad", f"there is no folder {project}", "name it with --project")]
     checks = [_python(), *_packages(), _device(), _git(project), _params(project)]
     checks += [_dvc(project), _data(project)]
     services = find_services(project, environ)
-    checks.append(
-        _reachable("MLflow", services.tracking_uri, "/health", "MLFLOW_TRACKING_URI")
-        if services.tracking_uri.startswith("http")
-        else Check("MLflow", "good", "embedded: SQLite under mlflow/store")
-    )
+    checks.append(_registry(services.tracking_uri, services.artifact_root))
     checks.append(
         _reachable("Qdrant", services.qdrant_url, "/readyz", "QDRANT_URL")
         if services.qdrant_url
@@ -100,7 +99,8 @@ def _packages() -> list[Check]:
             )
         else:
             num_good += 1
-    return [*wrong, Check("packages", "good", f"{num_good} in the ranges that are known to work")]
+    rest = f"{num_good} {'others ' if wrong else ''}in the ranges that are known to work"
+    return [*wrong, Check("packages", "good", rest)]
 
 
 def _device() -> Check:
@@ -149,10 +149,19 @@ def _dvc(project: Path) -> Check:
         remotes = dvc.dvc(project, "remote", "list").split("\n")
     except CoembedError as error:
         return Check("DVC", "bad", error.message, error.hint or "")
-    names = [line.split("\t")[0] for line in remotes if line.strip()]
-    if not names:
+    found = []
+    for line in filter(str.strip, remotes):
+        name, url = line.split()[:2]
+        if "://" in url:
+            found.append(f"{name} at {url} (not contacted)")
+            continue
+        folder = Path(url)
+        if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+            return Check("DVC", "bad", f"remote {name}: cannot write {url}", "mount or make it")
+        found.append(f"{name} at {url}")
+    if not found:
         return Check("DVC", "warn", "no remote", "`dvc remote add -d NAME URL` keeps a copy")
-    return Check("DVC", "good", f"remote {', '.join(names)}")
+    return Check("DVC", "good", f"remote {', '.join(found)}")
 
 
 def _data(project: Path) -> Check:
@@ -161,10 +170,24 @@ def _data(project: Path) -> Check:
 
     try:
         pool = load_config(project / "params.yaml").paths.pool
+        if not (project / pool).exists():
+            return Check(
+                "pool", "warn", f"there is no {pool}/ yet", "`coembed demo-pool`, or `dvc pull`"
+            )
         dvc.require_versioned(project, pool)
     except CoembedError as error:
         return Check("pool", "warn", error.message, error.hint or "")
     return Check("pool", "good", f"{pool}/ is as {pool}.dvc says")
+
+
+def _registry(uri: str, artifact_root: Path | None) -> Check:
+    if uri.startswith(("http://", "https://")):
+        return _reachable("MLflow", uri, "/health", "MLFLOW_TRACKING_URI")
+    if artifact_root is not None:
+        return Check("MLflow", "good", f"embedded: SQLite and {artifact_root.parent.name}/")
+    return Check(
+        "MLflow", "bad", f"MLFLOW_TRACKING_URI is {uri}", "expected http://HOST:PORT; or unset it"
+    )
 
 
 def _reachable(name: str, url: str | None, path: str, variable: str) -> Check:
@@ -172,7 +195,7 @@ def _reachable(name: str, url: str | None, path: str, variable: str) -> Check:
     try:
         with urllib.request.urlopen(url.rstrip("/") + path, timeout=_TIMEOUT_S) as answer:
             return Check(name, "good", f"{url} answers {answer.status}")
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return Check(
             name, "bad", f"{url}: {reason}", f"start it, or unset {variable} to run embedded"

@@ -13,14 +13,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from coembed.errors import DataError, ServiceError
+from coembed.errors import DataError, ServiceError, UserError
 
 RECEIPT = "receipt.json"
-_BLOCK = 1 << 20
+_IMPOSSIBLE_PLACES = (
+    errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EEXIST,
+)  # fmt: skip
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -53,16 +55,17 @@ def sha256_tree(folder: Path) -> str:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # Its folder may never have been there.
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -71,12 +74,12 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
     The name is fixed, so that what a killed run left behind is cleared by the next one.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
     with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
         yield partial
         if out.exists():
             shutil.rmtree(out)
@@ -133,5 +136,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise ServiceError(
                 f"may not write {path}: {error.strerror}",
                 hint="check the owner and the permissions of that folder",
+            ) from error
+        if error.errno in _IMPOSSIBLE_PLACES:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}",
+                hint="name a file in a folder that is there",
             ) from error
         raise

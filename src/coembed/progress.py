@@ -51,13 +51,13 @@ class _RateColumn(ProgressColumn):
 class _Bar(Tracker):
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             _RateColumn(unit),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
         self._task = self._progress.add_task(label, total=total, note="")

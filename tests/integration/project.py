@@ -18,6 +18,7 @@ SMALL = {
     ("train", "epochs"): 2,
     ("train", "batch_size"): 32,
     ("train", "precision"): "fp32",
+    ("train", "num_threads"): 1,  # tests run side by side: two threads on a shared core stall
 }
 
 

@@ -33,6 +33,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         ("retrain --set train.lr=fast", 2, "train.lr"),
         ("ingest nowhere.csv", 2, "nowhere.csv"),
         ("ingest params.yaml", 2, "params.yaml"),
+        ("ingest [/z].csv", 2, "[/z].csv"),
+        ("doctor -C /nowhere", 2, ""),
+        ("demo-pool --seed 9", 2, "--overwrite"),
         ("frobnicate", 2, "No such command"),
         ("train --epochs 3", 2, "No such option"),
     ],
@@ -64,6 +67,19 @@ def test_data_edited_behind_dvcs_back_stops_a_run(project: Project) -> None:
             assert extra.exists()
     finally:
         extra.unlink()
+
+
+def test_pairs_are_not_added_to_a_pool_that_is_not_here(project: Project, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    project.git("clone", "--quiet", str(project.root), str(clone))
+    pointer = (clone / "data.dvc").read_bytes()
+    (clone / "more.csv").write_text("path,caption\nnowhere.jpg,a chair\n")
+    done = Project(clone).coembed("ingest", "more.csv", code=2)
+    assert "not here and not in the DVC cache" in done.stderr
+    done = Project(clone).coembed("demo-pool", code=2)  # the clone pins a smaller shop
+    assert "is not the pool that data.dvc pins" in done.stderr
+    assert (clone / "data.dvc").read_bytes() == pointer
+    assert not (clone / "data").exists()
 
 
 def test_a_folder_without_git_is_refused(project: Project, tmp_path: Path) -> None:

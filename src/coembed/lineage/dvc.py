@@ -66,7 +66,8 @@ def _stage_error(project: Path, stage: str, code: int) -> CoembedError:
     if left.exists():
         said = json.loads(left.read_text(encoding="utf-8"))
         left.unlink()
-    make = UserError if said.get("exit_code") == 2 else CoembedError
+    kinds: dict[object, type[CoembedError]] = {"user": UserError, "service": ServiceError}
+    make = kinds.get(said.get("kind"), CoembedError)
     return make(
         f"stage {stage} failed: {said.get('error', f'dvc repro ended with code {code}')}",
         hint=f"mend that and run the same command again; `coembed {stage}` runs the stage alone",
@@ -116,9 +117,20 @@ def require_versioned(project: Path, pool: Path) -> None:
                 f"{pool}/ is not here and not in the DVC cache",
                 hint="run `dvc pull`, or `coembed demo-pool` for the demo",
             ) from None
-    elif changes(project, pointer):
+    elif not holds_what_it_says(project, pool):
         raise DataError(
             f"{pool}/ has changed since {pointer} was written",
             hint=f"run `dvc add {pool}` to version it as it is now, or `dvc checkout {pointer}` "
             "to get the versioned files back",
         )
+
+
+def holds_what_it_says(project: Path, pool: Path) -> bool:
+    """Whether the pool's files are those of its .dvc file. Puts them into the cache if they are.
+
+    A fresh draw, or a cache that was lost, is "not in cache": the files are right all the same.
+    """
+    found = json.dumps(changes(project, f"{pool}.dvc"))
+    if "not in cache" in found and "modified" not in found and "deleted" not in found:
+        return not add(project, pool)
+    return found == "{}"

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from coembed.errors import ServiceError
+from coembed.errors import ServiceError, UserError
 
 _PR_SET_PDEATHSIG = 1
+# Loaded here, because loading a library between fork and exec can hang a process with threads.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
@@ -21,8 +23,8 @@ def die_with_parent() -> None:
     A flow that is killed with -9 cannot clean up. Without this its stage would go on alone, holding
     DVC's lock and the machine, while the flow's record says that the run is dead.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def tool(name: str) -> str:
@@ -59,6 +61,8 @@ def capture(
             preexec_fn=die_with_parent,
         )
     except FileNotFoundError:
+        if not cwd.is_dir():
+            raise UserError(f"there is no folder {cwd}") from None
         raise ServiceError(
             f"the command {command[0]!r} is not installed",
             hint=f"install {command[0]}; `coembed doctor` lists everything that is needed",

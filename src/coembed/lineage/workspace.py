@@ -18,7 +18,7 @@ from typing import IO
 import yaml
 
 from coembed.config import override, read_params
-from coembed.errors import DataError, ServiceError
+from coembed.errors import ServiceError
 from coembed.files import write_text
 from coembed.lineage import dvc, git
 
@@ -30,7 +30,7 @@ class Workspace:
     """One run's place. `tree` is the worktree of `commit`; `ref` is the run's name in git.
 
     `lock` is held open, and so locked, while the run lives: a workspace whose lock is free belongs
-    to a dead run.
+    to a dead run. `found_lock` is the project's dvc.lock as the run found it.
     """
 
     project: Path
@@ -38,6 +38,7 @@ class Workspace:
     commit: str
     ref: str
     lock: IO[str]
+    found_lock: bytes | None
 
 
 def require_startable(project: Path, *, pool: Path) -> None:
@@ -65,27 +66,33 @@ def open_workspace(
     lock = _take_lock(home / f"{run_id}.lock")
     ref = f"{git.RUN_REFS}/{run_id}"
     tree = home / run_id
-    commit = git.snapshot(project, ref)
-    git.add_worktree(project, tree, commit)
-    if overrides:
-        values = override(read_params(tree / _PARAMS), overrides)
-        write_text(tree / _PARAMS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        commit = git.snapshot(tree, ref)
-    _share_stores(project, tree, runs)
-    _check_out_data(project, tree, pool)
-    dvc.dvc(tree, "checkout", "--quiet", "--allow-missing", "--force")
-    return Workspace(project=project, tree=tree, commit=commit, ref=ref, lock=lock)
+    found_lock = _bytes(project / dvc.LOCK)
+    try:
+        commit = git.snapshot(project, ref)
+        git.add_worktree(project, tree, commit)
+        if overrides:
+            values = override(read_params(tree / _PARAMS), overrides)
+            write_text(tree / _PARAMS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+            commit = git.snapshot(tree, ref)
+        _share_stores(project, tree, runs)
+        dvc.dvc(tree, "checkout", "--quiet", f"{pool}.dvc")
+        dvc.dvc(tree, "checkout", "--quiet", "--allow-missing", "--force")
+    except BaseException:
+        _leave(project, tree, lock)
+        raise
+    return Workspace(project, tree, commit, ref, lock, found_lock)
 
 
 def publish(workspace: Workspace, *, pool: Path) -> bool:
     """Bring dvc.lock and the outputs back to the project, if its recipe is still the run's.
 
-    Returns False, and touches nothing, where params.yaml, dvc.yaml or the data version differ: the
-    run had overrides, or the project was edited meanwhile.
+    Returns False, and touches nothing, where params.yaml, dvc.yaml, dvc.lock or the data version
+    differ: the run had overrides, or the project was edited, or ran something else, meanwhile.
     """
     project, tree = workspace.project, workspace.tree
     recipe = (_PARAMS, "dvc.yaml", f"{pool}.dvc")
-    if any(_bytes(project / name) != _bytes(tree / name) for name in recipe):
+    edited = any(_bytes(project / name) != _bytes(tree / name) for name in recipe)
+    if edited or _bytes(project / dvc.LOCK) != workspace.found_lock:
         return False
     lock = (tree / dvc.LOCK).read_text(encoding="utf-8")
     if _bytes(project / dvc.LOCK) != lock.encode():
@@ -105,9 +112,7 @@ def push(workspace: Workspace) -> bool:
 
 def close_workspace(workspace: Workspace) -> None:
     """Remove the worktree and let go of its lock. The run's ref and its checkpoints stay."""
-    git.remove_worktree(workspace.project, workspace.tree)
-    Path(workspace.lock.name).unlink(missing_ok=True)
-    workspace.lock.close()
+    _leave(workspace.project, workspace.tree, workspace.lock)
 
 
 def clear_dead_workspaces(project: Path, home: Path) -> int:
@@ -118,11 +123,15 @@ def clear_dead_workspaces(project: Path, home: Path) -> int:
             lock = _take_lock(lock_path)
         except ServiceError:
             continue
-        git.remove_worktree(project, home / lock_path.stem)
-        lock_path.unlink(missing_ok=True)
-        lock.close()
+        _leave(project, home / lock_path.stem, lock)
         num_cleared += 1
     return num_cleared
+
+
+def _leave(project: Path, tree: Path, lock: IO[str]) -> None:
+    git.remove_worktree(project, tree)
+    Path(lock.name).unlink(missing_ok=True)
+    lock.close()
 
 
 def _take_lock(path: Path) -> IO[str]:
@@ -164,20 +173,6 @@ def _share_stores(project: Path, tree: Path, runs: Path) -> None:
     link = tree / runs
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(project / runs, target_is_directory=True)
-
-
-def _check_out_data(project: Path, tree: Path, pool: Path) -> None:
-    pointer = f"{pool}.dvc"
-    try:
-        dvc.dvc(tree, "checkout", "--quiet", pointer)
-    except ServiceError as missing:
-        # The files are there but were never put into the cache: `git clone`, then a fresh draw.
-        if dvc.add(project, pool):
-            raise DataError(
-                f"{pool}/ is not what {pointer} says, and it cannot be checked out: {missing}",
-                hint=f"{pointer} now says what {pool}/ holds; look at `git diff {pointer}`",
-            ) from missing
-        dvc.dvc(tree, "checkout", "--quiet", pointer)
 
 
 def _bytes(path: Path) -> bytes | None:

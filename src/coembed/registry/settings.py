@@ -8,6 +8,8 @@ from coembed.settings import Settings
 
 # MLflow keeps "latest" and "v<N>" to itself; these are ours.
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+# A version's tag: the version that was served again in its place. Empty: it is rehabilitated.
+ROLLED_BACK = "coembed.rolled_back_to"
 
 
 class RegisterSettings(Settings):

@@ -14,7 +14,7 @@ from coembed.files import read_json, read_receipt, write_json
 from coembed.index.base import VectorIndex
 from coembed.index.build import read_release
 from coembed.index.qdrant import open_index
-from coembed.registry.settings import CHAMPION, PromoteSettings
+from coembed.registry.settings import CHAMPION, ROLLED_BACK, PromoteSettings
 from coembed.registry.store import ModelVersion, Registry, flatten_metrics, open_registry
 from coembed.services import Services
 from coembed.stages.release import prune, reconcile, serve
@@ -46,6 +46,7 @@ def run(
     evaluate_champion: Callable[[Path], Mapping[str, Any]],
     models: Path,
     out: Path,
+    asked_for: bool = False,
 ) -> Result:
     """Promote model version `version`, served from `collection`, if it passes the gate.
 
@@ -53,6 +54,9 @@ def run(
     called when the champion's logged metrics were taken on another set. `models` is the folder for
     downloaded models. `out` is the receipt's file. A promotion that a crash cut short is finished
     first. A version that fails stays challenger, with tags that say why.
+
+    A version that was rolled back stays so, whatever its metrics: they have not changed since. Only
+    a person who names it (`asked_for`) promotes it again.
     """
     evaluated = read_receipt(evaluation, what="evaluation", made_by="coembed evaluate")
     metrics = read_json(evaluation / "metrics.json", what="metrics")
@@ -75,8 +79,14 @@ def run(
                 models,
             )
         checks = decide(cfg.promote, metrics, reference)
-        promoted = all(check.passed for check in checks)
+        rolled_back = bool(candidate.tags.get(ROLLED_BACK)) and before != version
+        promoted = all(check.passed for check in checks) and (asked_for or not rolled_back)
         reason = _reason(checks, version, before)
+        if rolled_back and not asked_for:
+            reason = (
+                f"version {version} was rolled back; `coembed promote --version {version}` "
+                "serves it all the same"
+            )
         registry.tag_version(
             version,
             {
@@ -86,6 +96,8 @@ def run(
             },
         )
         if promoted:
+            if rolled_back:
+                registry.tag_version(version, {ROLLED_BACK: ""})
             serve(registry, index, alias=alias, collection=collection, version=version)
         pruned = prune(registry, index, alias=alias, keep=cfg.index.keep, spare=collection)
     receipt = {

@@ -8,7 +8,7 @@ from coembed.config import Config
 from coembed.errors import UserError
 from coembed.files import write_json
 from coembed.index.qdrant import open_index
-from coembed.registry.settings import CHAMPION, PREVIOUS
+from coembed.registry.settings import CHAMPION, PREVIOUS, ROLLED_BACK
 from coembed.registry.store import open_registry
 from coembed.services import Services
 from coembed.stages.release import reconcile, releases, serve
@@ -50,7 +50,7 @@ def run(cfg: Config, *, services: Services, out: Path, version: int | None = Non
         collection = wanted if wanted in held else next(iter(held))
         before = aliases.get(CHAMPION)
         if before is not None and before != target:
-            registry.tag_version(before, {"coembed.rolled_back_to": str(target)})
+            registry.tag_version(before, {ROLLED_BACK: str(target)})
         serve(registry, index, alias=alias, collection=collection, version=target)
     receipt = {
         "model": registered.name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from coembed.code import code_hash
 from coembed.config import Config
 from coembed.errors import DataError
 from coembed.files import read_json, sha256_file, sha256_json, write_json
@@ -26,10 +27,13 @@ def leave(path: Path, *, recipe: str, outcomes: dict[str, str], served: dict[str
 
 
 def recipe_hash(project: Path, pool: Path) -> str:
-    """SHA-256 over the files that say what a run is made from and what it made."""
+    """SHA-256 over the files that say what a run is made from and what it made.
+
+    The code of the effects is part of it: DVC does not know about them.
+    """
     names = ("params.yaml", "dvc.yaml", "dvc.lock", f"{pool}.dvc")
     found = {name: sha256_file(project / name) for name in names if (project / name).exists()}
-    return sha256_json(found)
+    return sha256_json({**found, "effects": code_hash("registry", "index", "stages")})
 
 
 def find(cfg: Config, *, services: Services, project: Path, receipt: Path) -> Result | None:
@@ -41,7 +45,7 @@ def find(cfg: Config, *, services: Services, project: Path, receipt: Path) -> Re
         left = read_json(receipt, what="retrain receipt")
     except DataError:
         return None
-    if left["recipe"] != recipe_hash(project, cfg.paths.pool):
+    if not isinstance(left, dict) or left.get("recipe") != recipe_hash(project, cfg.paths.pool):
         return None
     with open_index(services, cfg.index) as index:
         if index.aliases().get(cfg.index.collection) != left["collection"]:

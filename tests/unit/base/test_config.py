@@ -28,6 +28,7 @@ def test_the_repositorys_params_are_read_and_frozen() -> None:
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=str)
 def test_every_recipe_is_a_complete_run(recipe: Path) -> None:
     assert load_config(recipe).seed >= 0
+    assert "pool" in read_params(recipe)["paths"], "dvc.yaml reads it, and knows no defaults"
 
 
 def test_params_survive_being_shown_and_read_again(values: dict[str, Any]) -> None:
@@ -66,6 +67,9 @@ def test_a_bad_override_says_what_is_wrong(values: dict[str, Any], text: str, wo
         ("train.loss=hinge", "'hinge'; expected one of sigmoid, softmax"),
         ("paths.pool=../elsewhere", "paths.pool: .*inside the project"),
         ("paths.pool=/etc", "paths.pool: .*inside the project"),
+        ("paths.pool=src", "paths.pool: .*of its own"),
+        ("paths.pool=.git", "paths.pool: .*of its own"),
+        ("paths.pairs=docs", "paths.pairs: unknown key; known here: pool"),
         ("seed=-1", "seed"),
     ],
 )
@@ -76,6 +80,11 @@ def test_an_impossible_setting_is_refused_by_name(
         parse_config(override(values, [text]))
     assert caught.value.exit_code == 2
     assert "config schema" in (caught.value.hint or "")
+
+
+def test_a_date_is_a_wrong_value_and_not_a_crash(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        parse_config(override(values, ["seed=2020-01-01"]))
 
 
 def test_a_missing_section_is_named(values: dict[str, Any]) -> None:

@@ -57,6 +57,14 @@ def test_disk_errors_name_the_file(tmp_path: Path, number: int, words: str) -> N
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize("name", ["folder", "file/x.png"])
+def test_a_place_that_cannot_be_is_the_users_mistake(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"), atomic_path(tmp_path / name) as partial:
+        partial.write_text("x")
+
+
 def test_other_os_errors_stay_bugs(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="strange") as caught, disk_errors(tmp_path):
         raise OSError(errno.EIO, "strange")
