@@ -543,6 +543,27 @@ def search(
 # Help
 
 
+@app.command(rich_help_panel=_STAGES)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the exported model.")],
+    project: ProjectOption = Path(),
+) -> None:
+    """Trained model → open_clip's format: open_clip.create_model("local-dir:FOLDER") loads it."""
+    from coembed.errors import UserError
+    from coembed.files import atomic_folder
+    from coembed.models.checkpoint import load_model
+    from coembed.models.export import export_open_clip
+
+    here = _open(project, None)
+    if folder.exists():
+        raise UserError(f"{folder} is there already", hint="name a new folder")
+    model, spec = load_model(here.path("model"))
+    with atomic_folder(folder) as partial:
+        export_open_clip(model, spec, partial)
+    rows = (("folder", str(folder)), ("dimension", str(spec.embed_dim)))
+    _print_table("Exported to open_clip's format", rows)
+
+
 @app.command(rich_help_panel=_HELP)
 def doctor(project: ProjectOption = Path(), as_json: JsonOption = False) -> None:
     """Check versions, devices, services, DVC and disk, and say what to do."""

@@ -33,8 +33,8 @@ def _served(project: Project) -> dict[str, object]:
     return json.loads(done.stdout)["release"]
 
 
-def test_the_flow_ends_in_a_search_that_answers(retrained: Project) -> None:
-    sheet = retrained.root / "hits.png"
+def test_the_flow_ends_in_a_search_that_answers(retrained: Project, tmp_path: Path) -> None:
+    sheet = tmp_path / "hits.png"
     done = retrained.coembed("search", "red sneakers", "--sheet", str(sheet), "--limit", "5")
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert "version 1" in done.stdout

@@ -51,6 +51,8 @@ def run(cfg: Config, *, services: Services, out: Path, version: int | None = Non
         before = aliases.get(CHAMPION)
         if before is not None and before != target:
             registry.tag_version(before, {ROLLED_BACK: str(target)})
+        if registered.tags.get(ROLLED_BACK):
+            registry.tag_version(target, {ROLLED_BACK: ""})
         serve(registry, index, alias=alias, collection=collection, version=target)
     receipt = {
         "model": registered.name,

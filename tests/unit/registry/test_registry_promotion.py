@@ -217,6 +217,20 @@ def test_rollback_and_forward_again(world: World) -> None:
     assert served(world) == (second, {"champion": two, "previous": one})
 
 
+def test_what_was_rolled_back_is_not_promoted_again_unless_a_person_asks(world: World) -> None:
+    one, first, _ = world.release("a")
+    two, second, _ = world.release("b")
+    rollback.run(world.cfg, services=world.services, out=world.path("runs") / "r.json")
+    again = world.promote("b", two, second)
+    assert again.receipt["promoted"] is False
+    assert "was rolled back" in again.receipt["reason"]
+    assert served(world)[0] == first
+    asked = world.promote("b", two, second, asked_for=True)
+    assert asked.receipt["promoted"] is True
+    assert served(world) == (second, {"champion": two, "previous": one})
+    assert world.promote("b", two, second).receipt["promoted"] is True, "it is rehabilitated"
+
+
 def test_old_collections_go_but_never_the_served_or_the_previous_one(world: World) -> None:
     few = world.with_settings(index={"keep": 1})
     _, first, _ = few.release("a")
