@@ -146,16 +146,20 @@ def _dvc(project: Path) -> Check:
     if not (project / ".dvc").is_dir():
         return Check("DVC", "bad", "not initialised here", "run `dvc init`")
     try:
-        remotes = dvc.dvc(project, "remote", "list").split("\n")
+        # Not `dvc remote list`: that folds long addresses.
+        settings = dvc.dvc(project, "config", "--list").splitlines()
     except CoembedError as error:
         return Check("DVC", "bad", error.message, error.hint or "")
     found = []
-    for line in filter(str.strip, remotes):
-        name, url = line.split()[:2]
+    for line in settings:
+        key, _, url = line.partition("=")
+        section, _, name = key.removesuffix(".url").partition(".")
+        if section != "remote" or not key.endswith(".url"):
+            continue
         if "://" in url:
             found.append(f"{name} at {url} (not contacted)")
             continue
-        folder = Path(url)
+        folder = Path(os.path.normpath(project / ".dvc" / url))
         if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
             return Check("DVC", "bad", f"remote {name}: cannot write {url}", "mount or make it")
         found.append(f"{name} at {url}")

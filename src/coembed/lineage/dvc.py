@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 
 from coembed.errors import CoembedError, DataError, ServiceError, UserError
+from coembed.files import write_text
 from coembed.lineage.process import capture, stream, tool
 
 Outcome = Literal["ran", "cached", "unchanged"]
@@ -128,9 +129,15 @@ def require_versioned(project: Path, pool: Path) -> None:
 def holds_what_it_says(project: Path, pool: Path) -> bool:
     """Whether the pool's files are those of its .dvc file. Puts them into the cache if they are.
 
-    A fresh draw, or a cache that was lost, is "not in cache": the files are right all the same.
+    After a fresh draw, or where the cache was lost, DVC says "not in cache" whatever the files are:
+    only adding them tells. A .dvc file that this would change is put back.
     """
-    found = json.dumps(changes(project, f"{pool}.dvc"))
-    if "not in cache" in found and "modified" not in found and "deleted" not in found:
-        return not add(project, pool)
+    pointer = project / f"{pool}.dvc"
+    found = json.dumps(changes(project, pointer.name))
+    if "not in cache" in found:
+        pinned = pointer.read_text(encoding="utf-8")
+        if not add(project, pool):
+            return True
+        write_text(pointer, pinned)
+        return False
     return found == "{}"
