@@ -128,7 +128,7 @@ def test_an_override_is_a_run_of_its_own(retrained: Project) -> None:
     assert retrained.lock() == lock, "the project's own lock says what its own params made"
     refs = retrained.git("for-each-ref", "--format=%(refname)", "refs/coembed/runs").split()
     assert refs, done.stdout
-    # A dirty tree's runs have refs too (dvc.lock is not committed here); the refs bear random names.
+    # A dirty tree's runs have refs too (dvc.lock is not committed), and the names are random.
     kept = [retrained.git("show", f"{ref}:params.yaml") for ref in refs]
     assert sum("epochs: 1" in params for params in kept) == 1
     assert "epochs: 2" in (retrained.root / "params.yaml").read_text()
