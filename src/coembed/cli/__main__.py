@@ -1,0 +1,5 @@
+"""`python -m coembed.cli`."""
+
+from coembed.cli import main
+
+main()
