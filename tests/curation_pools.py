@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ def picture(number: int, *, size: tuple[int, int] = (48, 40), kind: str = "JPEG"
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    # Hard edges: a soft picture is a fault of its own.
+    Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def sound(number: int) -> bytes:
+    """Half a second of a tone of its own for every number, as WAV."""
+    time_s = np.arange(4000) / 8000
+    tone = (8000 * np.sin(2 * np.pi * (200 + 37 * number) * time_s)).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(tone.tobytes())
     return buffer.getvalue()
 
 

@@ -68,6 +68,11 @@ class Paths(Settings):
         return Path("artifacts/embeddings")
 
     @property
+    def overrides(self) -> Path:
+        """What people decided about single pairs; git versions it."""
+        return Path("overrides.csv")
+
+    @property
     def runs(self) -> Path:
         """What outlives a run: checkpoints, caches, logs, receipts of effects."""
         return Path("runs")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import typer
 
 from coembed.cli import about, data, effects, run, stages
+from coembed.cli.data_versions import data_app
+from coembed.cli.pairs import pairs_app
 from coembed.errors import CoembedError
 
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
@@ -27,6 +29,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "index": effects.index,
         "promote": effects.promote,
         "rollback": effects.rollback,
+        "fetch": effects.fetch,
     },
     "4 · All at once, and search": {"retrain": run.retrain, "search": run.search},
     "5 · Help": {"doctor": about.doctor},
@@ -43,6 +46,9 @@ app = typer.Typer(
 for _panel, _verbs in _VERBS.items():
     for _name, _verb in _verbs.items():
         app.command(_name, rich_help_panel=_panel)(_verb)
+
+app.add_typer(pairs_app, name="pairs", rich_help_panel="1 · Data")
+app.add_typer(data_app, name="data", rich_help_panel="1 · Data")
 
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 config_app.command("schema")(about.config_schema)

@@ -117,6 +117,7 @@ def ingest(
         media_root=media_root,
         link=link,
         refused=refused,
+        index=here.path("runs") / "pool-index.sqlite",
     )
     if target != here.root / pool:
         shutil.rmtree(here.root / pool)

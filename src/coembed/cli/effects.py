@@ -134,3 +134,25 @@ def _version(here: Project, version: int | None) -> int:
     path = here.path("runs") / "register.json"
     receipt = read_json(path, what="register receipt", hint="run `coembed register` first")
     return int(receipt["version"])
+
+
+def fetch(
+    project: ProjectOption = Path(),
+    version: Annotated[
+        int | None, typer.Option(help="The model version to fetch; else the champion.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A registered model → a model directory under runs/models, to score pairs with."""
+    from coembed.stages import fetch as stage
+
+    here = open_project(project, overrides)
+    result = stage.run(
+        here.cfg,
+        services=services(here),
+        root=here.root,
+        models=here.cfg.paths.runs / "models",
+        version=version,
+    )
+    print_result(result, as_json)

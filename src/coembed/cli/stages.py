@@ -77,7 +77,10 @@ def curate(
 
     _run_stage(
         "curate", project, overrides, as_json,
-        lambda p: stage.run(p.cfg, pool=p.path("pool"), out=p.path("pairs")),
+        lambda p: stage.run(
+            p.cfg, root=p.root, pool=p.path("pool"), out=p.path("pairs"), runs=p.path("runs"),
+            overrides=p.path("overrides"),
+        ),
     )  # fmt: skip
 
 

@@ -1,100 +1,207 @@
 """The engine: from a pool to shards, a manifest and a summary.
 
-The pool is written out once as a memory-mapped file of rows; worker processes examine runs of rows;
-this process keeps light records of all of them, asks the filters that need the whole pool, assigns
-the splits and plans the shards; worker processes write those.
+The pool is written out once as a file of rows; worker processes examine them into parts that
+outlive the run; this process judges the pool as a whole in a database that spills to disk, assigns
+the splits and plans the shards; worker processes write those. Nothing here grows with the pool but
+files in `runs/curate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from coembed.curation.examine import Examination, Examiner, FilterBuilder, declared_reasons
-from coembed.curation.filters.base import Filter, ScoreType
-from coembed.curation.ledger import Codes, Ledger
-from coembed.curation.manifest import write_manifest
-from coembed.curation.pack import Packer, ShardPlan, plan_shards
+from coembed.curation.database import Database
+from coembed.curation.examine import (
+    CRASH_REASONS,
+    Costs,
+    Examination,
+    FilterBuilder,
+    declared_columns,
+    declared_reasons,
+    examine_pool,
+)
+from coembed.curation.filters.base import Filter
+from coembed.curation.ledger import Ledger
+from coembed.curation.manifest import Judged, write_manifest
+from coembed.curation.overrides import OVERRIDE_REASON, read_overrides
+from coembed.curation.pack import Packer, place_rows, plan_shards
+from coembed.curation.pool_view import FilterPool, Surroundings, make_attributes
+from coembed.curation.reading import INTAKE_REASONS
+from coembed.curation.rows_table import Examined, load_rows, number_items
 from coembed.curation.settings import CurateSettings
-from coembed.curation.split import NO_SPLIT, Assignment, assign_splits
+from coembed.curation.settle import mapped, settle_duplicates
+from coembed.curation.spare import REJUDGED, judge_spared
+from coembed.curation.split import assign_splits
 from coembed.curation.spool import BATCH_ROWS, Spool, write_spool
-from coembed.curation.summary import Summary, check_enough, summarise
+from coembed.curation.summary import Summary, check_enough, check_training, summarise
+from coembed.curation.undecodable import DECODE_REASONS
 from coembed.curation.workers import Workers, choose_num_workers
 from coembed.errors import DataError
 from coembed.files import write_json
+from coembed.locking import exclusive
 from coembed.pairs.pool import Pool
 from coembed.pairs.shards import Shard
-from coembed.pairs.tables import cast as cast_cells
-from coembed.progress import track, tracker
+from coembed.progress import tracker
 from coembed.types import SPLITS
 
 MANIFEST = "manifest.parquet"
 SUMMARY = "summary.json"
-_TASK_ROWS = 512
+COSTS = "costs.json"
+# What no filter says and no person can overrule: there is nothing to keep.
+ENGINE_REASONS = (*INTAKE_REASONS, *DECODE_REASONS, *CRASH_REASONS)
 # Two worker processes take longer to start than this process takes for so few.
 _FEW_ROWS = 1024
 
 
-def curate(pool: Pool, out: Path, settings: CurateSettings, *, seed: int) -> Summary:
+@dataclass
+class Timings:
+    """Seconds by step, in order. They differ from run to run and go into no output.
+
+    `examine` holds what the examination says of itself, all workers together.
+    """
+
+    steps: dict[str, float] = field(default_factory=dict)
+    examine: Costs = field(default_factory=Costs)
+
+    @contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        """Time a step."""
+        start = time.monotonic()
+        yield
+        self.steps[step] = self.steps.get(step, 0.0) + time.monotonic() - start
+
+    def as_dict(self) -> dict[str, Any]:
+        """For costs.json."""
+        rounded = {name: round(seconds, 3) for name, seconds in self.steps.items()}
+        return {"steps_s": rounded, "examine": vars(self.examine)}
+
+
+def curate(
+    pool: Pool,
+    out: Path,
+    settings: CurateSettings,
+    *,
+    seed: int,
+    root: Path,
+    runs: Path,
+    overrides: Path | None = None,
+    timings: Timings | None = None,
+) -> Summary:
     """Curate `pool` into the existing, empty folder `out`; the caller writes the receipt.
 
-    Raises DataError when the pool has no row, lacks a group_by column, changes under way, or keeps
-    fewer than `min_pairs` pairs or no training item.
+    `root` is the project's folder, `runs` the one for what outlives a run, `overrides` what people
+    decided about single pairs. `timings` is filled on the way. Raises DataError when the pool has
+    no row, lacks a group_by column, changes under way, or keeps fewer than `min_pairs` pairs or no
+    training item, and when the overrides are malformed.
     """
     _check_columns(pool, settings.split.group_by)
-    spool_path = out / ".spool.arrow"
-    num_rows = write_spool(spool_path, pool.schema, pool.batches(max_rows=BATCH_ROWS))
-    if not num_rows:
-        raise DataError(
-            f"the tables in {pool.folder / 'pairs'} hold no pairs",
-            hint="run `coembed demo-pool` or `coembed ingest SOURCE`",
-        )
+    decided = read_overrides(overrides) if overrides else read_overrides(root / "overrides.csv")
+    timings = timings or Timings()
     builders = cast("tuple[FilterBuilder, ...]", settings.filters)
-    filters = {s.name: b.build() for s, b in zip(settings.filters, builders, strict=True)}
-    spool = Spool(spool_path)
+    filters = {builder.name: builder.build() for builder in builders}
+    columns = declared_columns(filters)
+    num_workers = choose_num_workers(settings.num_workers)
 
-    job = Examination(
-        spool_path, pool.folder, builders, settings.max_pixels, settings.max_media_bytes
-    )
-    packer = Packer(spool_path, pool.folder, out, settings.max_media_bytes)
-    few = num_rows <= _FEW_ROWS
-    with Workers(1 if few else choose_num_workers(settings.num_workers)) as workers:
-        ledger = _examine(job, num_rows, filters, workers)
-        codes = ledger.codes()
-        ledger.drop_repeated_ids(spool)
-        for chosen in filters.values():
-            ledger.apply_pool_filter(chosen, spool, codes)
-        ledger.settle_duplicates(codes.items)
-        check_enough(ledger, spool, settings.min_pairs)
+    lasting = runs / "curate"
+    with (
+        # Runs of two worktrees share what outlives them.
+        exclusive(lasting / "lock", doing="curating", wait=True),
+        _scratch_folder(lasting / "scratch") as scratch,
+    ):
+        with timings.of("read tables"):
+            num_rows = write_spool(
+                scratch / "spool.arrow", pool.schema, pool.batches(max_rows=BATCH_ROWS)
+            )
+        if not num_rows:
+            raise DataError(
+                f"the tables in {pool.folder / 'pairs'} hold no pairs",
+                hint="run `coembed demo-pool` or `coembed ingest SOURCE`",
+            )
+        spool = Spool(scratch / "spool.arrow")
+        attributes = tuple(spool.attributes)
+        with timings.of("examine"):
+            job = Examination(
+                scratch / "spool.arrow",
+                pool.folder,
+                builders,
+                settings.max_pixels,
+                settings.max_media_bytes,
+                settings.seconds_per_item,
+            )
+            examined = Examined(_examine(job, num_rows, num_workers, lasting, timings), columns)
 
-        owners = ledger.owner_items(codes.items)
-        splits = _assign(ledger, spool, codes, owners, settings, seed)
-        plans = plan_shards(
-            items=owners,
-            item_ids=codes.item_ids,
-            splits=splits.splits,
-            used=ledger.used,
-            kept=ledger.kept,
-            num_bytes=ledger.num_bytes,
-            limits=settings.shards,
-        )
-        shards = _pack(packer, list(plans), workers)
-    write_manifest(out / MANIFEST, spool=spool, ledger=ledger, codes=codes, splits=splits)
-    summary = summarise(ledger, owners, splits, shards)
-    if not summary.splits["train"].num_items:
-        raise DataError(
-            f"none of the {summary.num_kept:,} kept pairs is in the train split",
-            hint="leave the pool's split column empty for the pairs to train on, or lower "
-            "curate.split.val and curate.split.test",
-        )
+        few = num_rows <= _FEW_ROWS
+        with (
+            Workers(1 if few else num_workers) as workers,
+            Database(
+                scratch,
+                readable=[lasting],
+                num_threads=num_workers,
+                num_columns=len(attributes) + len(columns),
+            ) as database,
+        ):
+            with timings.of("load"):
+                examined.make_view(database)
+                items = mapped(scratch / "items", num_rows, np.int64)
+                num_items = number_items(database, items)
+                load_rows(
+                    database,
+                    spool,
+                    examined,
+                    items,
+                    attributes=list(spool.attributes.values()),
+                    group_by=[spool.attributes[name] for name in settings.split.group_by],
+                )
+                make_attributes(database, list(spool.attributes.values()))
+                ledger = Ledger(database, ENGINE_REASONS)
+                unknown = ledger.take_overrides(decided)
+                ledger.drop_examined()
+                rejudged = judge_spared(database, spool, examined, filters)
+            around = Surroundings(
+                root, pool.folder, runs, scratch, seed,
+                tuple(spool.attributes.values()), settings.max_media_bytes,
+            )  # fmt: skip
+            found = _check_pool(filters, ledger, examined, around, workers, timings)
+            check_enough(database, num_rows, settings.min_pairs)
+            with timings.of("split"):
+                standing = settle_duplicates(database, items, scratch)
+                splits = assign_splits(
+                    database, standing, settings.split,
+                    num_items=num_items, seed=seed, folder=scratch,
+                )  # fmt: skip
+                place_rows(database, standing, splits)
+            check_training(database, standing)
+            with timings.of("pack"):
+                packer = Packer(pool.folder, out, settings.max_media_bytes, attributes)
+                shards = _pack(packer, database, settings, workers)
+            with timings.of("manifest"):
+                public = {name: kind for name, kind in columns.items() if name[0] != "_"}
+                found = {REJUDGED: rejudged, **found}
+                judged = Judged(database, spool, examined, found, public, standing, splits)
+                progress = tracker(total=num_rows, label="manifest", unit="pairs")
+                try:
+                    write_manifest(out / MANIFEST, judged, advance=progress.advance)
+                finally:
+                    progress.close()
+            summary = summarise(
+                database,
+                standing,
+                splits,
+                shards,
+                reasons=[*declared_reasons(filters), OVERRIDE_REASON],
+                attributes=attributes,
+                unknown_overrides=unknown,
+            )
     write_json(out / SUMMARY, summary.as_dict())
-    spool_path.unlink()
+    write_json(lasting / COSTS, timings.as_dict())
     return summary
 
 
@@ -108,60 +215,70 @@ def _check_columns(pool: Pool, names: Sequence[str]) -> None:
             )
 
 
+@contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder, gone afterwards. What a killed run left there goes first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _examine(
-    job: Examination, num_rows: int, filters: Mapping[str, Filter], workers: Workers
-) -> Ledger:
-    scores: dict[str, ScoreType] = {}
-    for chosen in filters.values():
-        scores.update(chosen.scores)
-    ledger = Ledger(num_rows, declared_reasons(filters), scores)
-    tasks = [(at, min(at + _TASK_ROWS, num_rows)) for at in range(0, num_rows, _TASK_ROWS)]
+    job: Examination, num_rows: int, num_workers: int, lasting: Path, timings: Timings
+) -> tuple[Path, ...]:
     progress = tracker(total=num_rows, label="examine", unit="pairs")
     try:
-        for found in workers.map(Examiner(job), tasks):
-            ledger.add(found)
-            progress.advance(len(found.num_bytes))
+        return tuple(
+            examine_pool(
+                job,
+                num_rows,
+                num_workers,
+                lasting=lasting,
+                costs=timings.examine,
+                advance=progress.advance,
+            )
+        )
     finally:
         progress.close()
-    return ledger
 
 
-def _assign(
+def _check_pool(
+    filters: Mapping[str, Filter],
     ledger: Ledger,
-    spool: Spool,
-    codes: Codes,
-    owners: NDArray[np.int64],
-    settings: CurateSettings,
-    seed: int,
-) -> Assignment:
-    known = pa.array(SPLITS)
-    places = [pc.index_in(batch.column("split"), value_set=known) for batch in spool.batches()]
-    given = np.concatenate([pc.fill_null(p, NO_SPLIT).to_numpy().astype(np.int8) for p in places])
-    return assign_splits(
-        items=owners,
-        item_keys=codes.item_ids,
-        groups={name: _values(spool, name) for name in settings.split.group_by},
-        given=given,
-        used=ledger.used,
-        seed=seed,
-        val=settings.split.val,
-        test=settings.split.test,
-    )
+    examined: Examined,
+    around: Surroundings,
+    workers: Workers,
+    timings: Timings,
+) -> dict[str, tuple[str, ...]]:
+    """Let every filter judge the pool. Returns the columns that they found, by table."""
+    found: dict[str, tuple[str, ...]] = {}
+    for place, (name, judge) in enumerate(filters.items()):
+        if type(judge).check_pool is Filter.check_pool:
+            continue
+        with (
+            timings.of(f"check {name}"),
+            FilterPool(name, ledger.database, examined, found, around, workers) as view,
+        ):
+            ledger.apply(place, name, judge, judge.check_pool(view))
+        if judge.columns:
+            found[f"found_{place}"] = tuple(judge.columns)
+    return found
 
 
-def _values(spool: Spool, name: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Numbers [rows] of the values of a column (-1: null), and the values as text."""
-    places: dict[str, int] = {}
-    codes: list[int] = []
-    for batch in spool.batches():
-        cells = cast_cells(batch.column(name), pa.string()).to_pylist()
-        codes.extend(places.setdefault(cell, len(places)) if cell else -1 for cell in cells)
-    return np.array(codes, np.int64), list(places)
-
-
-def _pack(packer: Packer, plans: list[ShardPlan], workers: Workers) -> dict[str, list[Shard]]:
-    done = track(workers.map(packer, plans), total=len(plans), label="pack", unit="shards")
+def _pack(
+    packer: Packer, database: Database, settings: CurateSettings, workers: Workers
+) -> dict[str, list[Shard]]:
+    num_items = database.value("SELECT count(DISTINCT owner) FROM placed")
+    progress = tracker(total=num_items, label="pack", unit="items")
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for plan, shard in zip(plans, done, strict=True):
-        shards[plan.split].append(shard)
+    plans = plan_shards(database, settings.shards, num_attributes=len(packer.attributes))
+    try:
+        for shard in workers.map(packer, plans):
+            shards[shard.name.rpartition("-")[0]].append(shard)
+            progress.advance(shard.num_samples)
+    finally:
+        progress.close()
     return shards

@@ -1,186 +1,173 @@
-"""The ledger: light records of all pool rows in the parent process, and what became of each."""
+"""The ledger: what became of each pool row, and why.
+
+Tables, beside `rows` (see `rows_table`):
+
+- `drops`: `row`, `reason`, `detail`, `filter` (null: the engine, or a judge in a worker),
+  `duplicate_of`, `keep_caption`. One line a dropped row: the first reason stands.
+- `links`: `row`, `other`: two rows that must be in one split.
+- `overrides`: `row`, `decision`, `reason`: what a person decided; `spared`: `row`, `reason`,
+  `detail`: what would have dropped a row that a person keeps.
+- `found_<place>`: the columns that the filter at that place found for the whole pool.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from coembed.curation.examine import Findings
-from coembed.curation.filters.base import Filter, PoolDrop, Records, ScoreType
-from coembed.curation.spool import Spool
+from coembed.curation.database import Database, literal, quote
+from coembed.curation.filters.base import ColumnType, Filter
+from coembed.curation.overrides import OVERRIDE_REASON, Overrides
 
-KEPT = -1
-_DTYPES: dict[ScoreType, Any] = {"int64": np.float64, "float64": np.float64, "string": object}
+SQL_TYPES: Mapping[ColumnType, str] = {
+    "int64": "BIGINT", "float64": "DOUBLE", "string": "VARCHAR", "binary": "BLOB",
+}  # fmt: skip
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
+    "int64": pa.int64(), "float64": pa.float64(), "string": pa.string(), "binary": pa.binary(),
+}  # fmt: skip
+_FINDING: Mapping[str, pa.DataType] = {
+    "row": pa.int64(),
+    "reason": pa.string(),
+    "detail": pa.string(),
+    "duplicate_of": pa.int64(),
+    "keep_caption": pa.bool_(),
+    "same_split_as": pa.int64(),
+}
+_STAGE_ROWS = 100_000
 
 
 class Ledger:
-    """One array element a pool row.
+    """Takes in drops; see the module. `engine_reasons` are those that no person can overrule."""
 
-    `reason` [rows] int16: a place in `reasons`, or KEPT. `duplicate_of` [rows] int64: a row or -1.
-    `joins` [rows] bool: dropped as a duplicate, but its caption goes to that row's item. About 150
-    bytes a row, without scores.
-    """
+    def __init__(self, database: Database, engine_reasons: Sequence[str]) -> None:
+        self.database = database
+        self._engine_reasons = ", ".join(map(literal, engine_reasons))
+        database.execute(
+            "CREATE TABLE drops (row BIGINT, reason VARCHAR, detail VARCHAR, filter VARCHAR,"
+            " duplicate_of BIGINT, keep_caption BOOLEAN);"
+            "CREATE TABLE links (row BIGINT, other BIGINT);"
+            "CREATE TABLE overrides (row BIGINT, decision VARCHAR, reason VARCHAR);"
+            "CREATE TABLE spared (row BIGINT, reason VARCHAR, detail VARCHAR)"
+        )
 
-    def __init__(
-        self, num_rows: int, reasons: Sequence[str], scores: Mapping[str, ScoreType]
+    def take_overrides(self, overrides: Overrides) -> tuple[str, ...]:
+        """Find the rows that people decided on. Returns the pair ids that no row has."""
+        table = overrides.table()
+        self.database.execute(
+            "INSERT INTO overrides SELECT min(row), any_value(decision), any_value(given.reason)"
+            " FROM given JOIN rows USING (pair_id) GROUP BY pair_id",
+            given=table,
+        )
+        unknown = self.database.rows(
+            "SELECT pair_id FROM given ANTI JOIN rows USING (pair_id) ORDER BY pair_id", given=table
+        )
+        return tuple(pair_id for (pair_id,) in unknown)
+
+    def drop_examined(self) -> None:
+        """Take in what the workers dropped, then pairs with another's id, then what people drop."""
+        self.database.execute(
+            "INSERT INTO spared SELECT row, rows.reason, rows.detail FROM rows"
+            " JOIN overrides USING (row) WHERE decision = 'keep' AND rows.reason IS NOT NULL"
+            f" AND rows.reason NOT IN ({self._engine_reasons})"
+        )
+        self.database.execute(
+            "INSERT INTO drops (row, reason, detail)"
+            " SELECT row, reason, detail || if(decision IS NULL, '', '; overrides.csv cannot keep"
+            " it') FROM (FROM rows WHERE reason IS NOT NULL) ANTI JOIN spared USING (row)"
+            " LEFT JOIN (SELECT row, decision FROM overrides WHERE decision = 'keep') USING (row)"
+        )
+        # Hashes first: ten million ids of 32 characters would not fit into memory.
+        self.database.execute(
+            "CREATE TEMP TABLE twice AS SELECT row, pair_id FROM rows SEMI JOIN"
+            " (SELECT hash(pair_id) AS h FROM rows GROUP BY h HAVING count(*) > 1) AS shared"
+            " ON hash(rows.pair_id) = shared.h;"
+            "INSERT INTO drops (row, reason, detail) SELECT row, 'repeated_pair_id',"
+            " 'pair_id ''' || pair_id || ''' is that of pool row ' || (earliest + 1)::VARCHAR"
+            " FROM (SELECT *, min(row) OVER (PARTITION BY pair_id) AS earliest FROM twice)"
+            " ANTI JOIN drops USING (row) WHERE row <> earliest"
+        )
+        self.database.execute(
+            "INSERT INTO drops (row, reason, detail)"
+            f" SELECT row, {literal(OVERRIDE_REASON)}, reason"
+            " FROM overrides ANTI JOIN drops USING (row) WHERE decision = 'drop'"
+        )
+
+    def apply(self, place: int, name: str, judge: Filter, findings: Iterator[pa.Table]) -> None:
+        """Take in all that the filter `name`, at `place` in the settings, finds of the pool."""
+        columns = {column: ARROW_TYPES[kind] for column, kind in judge.columns.items()}
+        self._stage(name, judge, columns, findings)
+        own = "".join(
+            f", arg_min({quote(c)}, number) FILTER ({quote(c)} IS NOT NULL) AS {quote(c)}"
+            for c in columns
+        )
+        if columns:
+            anything = " OR ".join(f"{quote(c)} IS NOT NULL" for c in columns)
+            self.database.execute(
+                f"CREATE TABLE found_{place} AS SELECT row{own} FROM staged WHERE {anything}"
+                " GROUP BY row"
+            )
+        first = (
+            "SELECT row, unnest(arg_min(struct_pack(reason, detail, duplicate_of, keep_caption),"
+            " number)) FROM staged WHERE reason IS NOT NULL GROUP BY row"
+        )
+        self.database.execute(
+            "INSERT INTO links SELECT row, same_split_as FROM staged WHERE same_split_as IS NOT"
+            " NULL UNION ALL SELECT row, duplicate_of FROM staged WHERE duplicate_of IS NOT NULL;"
+            f"CREATE TEMP TABLE news AS FROM ({first}) ANTI JOIN drops USING (row);"
+            "INSERT INTO spared SELECT row, news.reason, news.detail FROM news"
+            " SEMI JOIN (FROM overrides WHERE decision = 'keep') AS kept USING (row);"
+            f"INSERT INTO drops SELECT row, reason, detail, {literal(name)},"
+            " nullif(duplicate_of, row), coalesce(keep_caption, false) FROM news"
+            " ANTI JOIN (FROM overrides WHERE decision = 'keep') AS kept USING (row)"
+        )
+        self.database.execute("DROP TABLE staged")
+
+    def _stage(
+        self,
+        name: str,
+        judge: Filter,
+        columns: Mapping[str, pa.DataType],
+        findings: Iterator[pa.Table],
     ) -> None:
-        self.reasons = tuple(reasons)
-        self.reason = np.full(num_rows, KEPT, np.int16)
-        self.details: dict[int, str] = {}
-        self.duplicate_of = np.full(num_rows, -1, np.int64)
-        self.joins = np.zeros(num_rows, np.bool_)
-        self.num_bytes = np.zeros(num_rows, np.int64)
-        self.width_px = np.zeros(num_rows, np.int32)
-        self.height_px = np.zeros(num_rows, np.int32)
-        self.item_digests = np.zeros((num_rows, 32), np.uint8)
-        self._paths = np.zeros((num_rows, 16), np.uint8)
-        self._captions = np.zeros((num_rows, 16), np.uint8)
-        self._pair_ids = np.zeros((num_rows, 16), np.uint8)
-        self.score_types = dict(scores)
-        self.scores = {name: _no_scores(num_rows, kind) for name, kind in scores.items()}
-
-    @property
-    def num_rows(self) -> int:
-        """Pool rows."""
-        return len(self.reason)
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """[rows]: not dropped."""
-        return self.reason == KEPT
-
-    @property
-    def used(self) -> NDArray[np.bool_]:
-        """[rows]: the caption goes into a shard, under its own item or the one it joins."""
-        return self.kept | self.joins
-
-    def add(self, found: Findings) -> None:
-        """Take in what a worker found."""
-        rows = slice(found.start, found.start + len(found.num_bytes))
-        self.item_digests[rows] = found.items
-        self._paths[rows] = found.paths
-        self._captions[rows] = found.captions
-        self._pair_ids[rows] = found.pair_ids
-        self.num_bytes[rows] = found.num_bytes
-        self.width_px[rows] = found.width_px
-        self.height_px[rows] = found.height_px
-        for row, reason, detail in found.drops:
-            self.drop(row, reason, detail)
-        for name, cells in found.scores.items():
-            for row, cell in cells.items():
-                self.scores[name][row] = cell
-
-    def drop(self, row: int, reason: str, detail: str) -> None:
-        """Drop a row. The first reason stands."""
-        if self.reason[row] == KEPT:
-            self.reason[row] = self.reasons.index(reason)
-            self.details[row] = detail
-
-    def drop_repeated_ids(self, spool: Spool) -> None:
-        """Of several pairs with one pair_id the first stands: an id of two pairs tells neither."""
-        ids = _keys(self._pair_ids)
-        _, first, codes = np.unique(ids, return_index=True, return_inverse=True)
-        for row in np.flatnonzero(first[codes] != np.arange(len(ids))).tolist():
-            earlier = int(first[codes[row]])
-            detail = f"pair_id {spool.text(row, 'pair_id')!r} is that of pool row {earlier + 1}"
-            self.drop(row, "repeated_pair_id", detail)
-
-    def apply_pool_filter(self, chosen: Filter, spool: Spool, codes: Codes) -> None:
-        """Let a filter judge all rows together."""
-        records = Records(
-            kept=self.kept,
-            items=codes.items,
-            paths=codes.paths,
-            captions=codes.captions,
-            scores=self.scores,
-            pair_id=lambda row: spool.text(row, "pair_id"),
-            path=lambda row: spool.text(row, "path"),
-        )
-        for found in sorted(chosen.check_pool(records), key=lambda found: found.row):
-            self._drop_duplicate(found)
-
-    def _drop_duplicate(self, found: PoolDrop) -> None:
-        if self.reason[found.row] != KEPT:
-            return
-        self.drop(found.row, found.reason, found.detail)
-        if found.duplicate_of is not None:
-            self.duplicate_of[found.row] = found.duplicate_of
-            self.joins[found.row] = found.keep_caption
-
-    def settle_duplicates(self, items: NDArray[np.int64]) -> None:
-        """Make every `duplicate_of` a kept row, following chains of duplicates to their end.
-
-        Where a later filter dropped the end, another kept pair of that item takes its place; where
-        there is none, nothing is left to join. `items` [rows]: numbers of the items.
-        """
-        kept_rows = np.flatnonzero(self.kept)
-        kept_items, first = np.unique(items[kept_rows], return_index=True)
-        kept_row = dict(zip(kept_items.tolist(), kept_rows[first].tolist(), strict=True))
-        for row in np.flatnonzero(self.duplicate_of >= 0).tolist():
-            end, steps = int(self.duplicate_of[row]), 0
-            while self.reason[end] != KEPT and self.duplicate_of[end] >= 0:
-                end, steps = int(self.duplicate_of[end]), steps + 1
-                if steps > self.num_rows:
-                    raise AssertionError("filters made a circle of duplicates")
-            if self.reason[end] != KEPT:
-                end = kept_row.get(int(items[end]), end)
-            self.duplicate_of[row] = end
-            self.joins[row] &= self.reason[end] == KEPT
-
-    def owner_items(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[rows]: the item number under which a used row's caption goes."""
-        return np.where(self.joins, items[self.duplicate_of], items)
-
-    def codes(self) -> Codes:
-        """Equal numbers for equal media, paths and captions."""
-        items, item_ids = _number(self.item_digests)
-        unread = ~self.item_digests.any(axis=1)
-        return Codes(
-            items=np.where(unread, -1, items),
-            item_ids=item_ids,
-            paths=_number(self._paths)[0],
-            captions=_number(self._captions)[0],
-        )
+        """Write all findings, numbered as they come, into the table `staged`."""
+        fields = {**_FINDING, **columns}
+        empty = pa.schema([("number", pa.int64()), *fields.items()]).empty_table()
+        self.database.execute("CREATE TABLE staged AS FROM empty", empty=empty)
+        held: list[pa.Table] = []
+        number, num_held = 0, 0
+        for found in findings:
+            _check_finding(name, judge, found, fields)
+            numbers = pa.array(range(number, number + found.num_rows), pa.int64())
+            cells = {
+                field: found.column(field).cast(kind)
+                if field in found.column_names
+                else pa.nulls(found.num_rows, kind)
+                for field, kind in fields.items()
+            }
+            held.append(pa.table({"number": numbers, **cells}))
+            number, num_held = number + found.num_rows, num_held + found.num_rows
+            if num_held >= _STAGE_ROWS:
+                self.database.execute("INSERT INTO staged FROM held", held=pa.concat_tables(held))
+                held, num_held = [], 0
+        if held:
+            self.database.execute("INSERT INTO staged FROM held", held=pa.concat_tables(held))
 
     def count_drops(self) -> dict[str, int]:
-        """Dropped rows by reason, zeros included."""
-        counts = Counter(self.reason[self.reason != KEPT].tolist())
-        return {reason: counts[place] for place, reason in enumerate(self.reasons)}
+        """Dropped rows by reason; only reasons that dropped something."""
+        return dict(self.database.rows("SELECT reason, count(*) FROM drops GROUP BY reason"))
 
 
-class Codes:
-    """Numbers [rows] of items, paths and captions. `item_ids`: the SHA-256 of item number i."""
-
-    def __init__(
-        self,
-        *,
-        items: NDArray[np.int64],
-        item_ids: list[str],
-        paths: NDArray[np.int64],
-        captions: NDArray[np.int64],
-    ) -> None:
-        self.items, self.item_ids, self.paths, self.captions = items, item_ids, paths, captions
-
-
-def _number(digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], list[str]]:
-    """[rows] the place of each digest among the sorted distinct ones, and those in hexadecimal."""
-    width = digests.shape[1]
-    distinct, codes = np.unique(_keys(digests), return_inverse=True)
-    raw = distinct.tobytes()
-    texts = [raw[i : i + width].hex() for i in range(0, len(raw), width)]
-    return codes.astype(np.int64), texts
-
-
-def _keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    """[rows] the digests as byte strings of fixed width, which compare whole: numpy hides trailing
-    zeros only when it shows them."""
-    return np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").ravel()
-
-
-def _no_scores(num_rows: int, kind: ScoreType) -> NDArray[Any]:
-    empty: Any = None if kind == "string" else np.nan
-    return np.full(num_rows, empty, dtype=_DTYPES[kind])
+def _check_finding(
+    name: str, judge: Filter, found: pa.Table, fields: Mapping[str, pa.DataType]
+) -> None:
+    """What a filter hands over must be what it declared: anything else is a bug in the filter."""
+    unknown = set(found.column_names) - set(fields)
+    if unknown or "row" not in found.column_names:
+        raise AssertionError(f"filter {name} found columns {found.column_names}")
+    if "reason" in found.column_names:
+        with suppress(pa.ArrowNotImplementedError):  # a column of nulls
+            given = set(found.column("reason").unique().to_pylist()) - {None}
+            if not given <= set(judge.reasons):
+                raise AssertionError(f"filter {name} gave undeclared reasons {given}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +12,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
+from coembed.curation.supervise import begin_worker, main_left_out
 from coembed.errors import ServiceError
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ class Workers:
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
@@ -43,29 +42,34 @@ class Workers:
         `function` and the tasks must be picklable. An error of the function is raised here. Raises
         ServiceError when a worker process dies.
         """
-        if self._num_workers <= 1:
+        if self.num_workers <= 1:
             yield from map(function, tasks)
             return
-        if self._pool is None:
-            # "spawn": a forked copy of a process with threads (progress bars, Arrow) can deadlock.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                self._num_workers, mp_context=context, initializer=_begin
-            )
-        pool, remaining = self._pool, iter(tasks)
+        remaining = iter(tasks)
         try:
-            running: deque[Future[R]] = deque(
-                pool.submit(function, task) for task in islice(remaining, 3 * self._num_workers)
-            )
+            running: deque[Future[R]] = deque()
+            running.extend(self._submit(function, islice(remaining, 3 * self.num_workers)))
             while running:
                 result = running.popleft().result()
-                running.extend(pool.submit(function, task) for task in islice(remaining, 1))
+                running.extend(self._submit(function, islice(remaining, 1)))
                 yield result
         except BrokenProcessPool as error:
             raise ServiceError(
                 "a worker process of the curation died (out of memory, or a crash in a decoder)",
                 hint="try `--set curate.num_workers=1`, or a lower curate.max_pixels",
             ) from error
+
+    def _submit(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[Future[R]]:
+        if self._pool is None:
+            # "spawn": a forked copy of a process with threads (progress bars, Arrow) can deadlock.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self.num_workers, mp_context=context, initializer=begin_worker
+            )
+        for task in tasks:
+            with main_left_out():  # the pool starts its processes when there is work for them
+                future = self._pool.submit(function, task)
+            yield future
 
     def __enter__(self) -> Self:
         return self
@@ -78,16 +82,3 @@ class Workers:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin() -> None:
-    """First thing in a worker: leave Ctrl-C to the parent, and do not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

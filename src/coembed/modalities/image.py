@@ -6,37 +6,27 @@ same pixels everywhere. `Spec.version` names that way; it changes when the pixel
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
-from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor, nn
 
 from coembed.errors import DataError, ModelError
-from coembed.modalities import base
+from coembed.modalities import _pixels, base
+from coembed.modalities._pixels import Pixels
 
 SECTION = "vision_cfg"
 OPEN_CLIP = "visual"
 
-Pixels = NDArray[np.uint8]
 Triple = tuple[float, float, float]
-
-# Pillow can also read formats that start other programs (EPS) or are none of a pool's business.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# An image more elongated than this is first cut to its middle: resized whole, it could fill memory.
-_MAX_ASPECT = 16
 
 
 class Spec(base.InputSpec):
@@ -65,17 +55,7 @@ def decode_image(data: bytes, *, max_pixels: int = base.MAX_PIXELS) -> Pixels:
     Raises:
         DataError: not an image of a known format, damaged, cut short, or above `max_pixels`.
     """
-    try:
-        if data[:3] == _JPEG_START:
-            return _decode_jpeg(data, max_pixels)
-        return _decode_other(data, max_pixels)
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"the image is too large: {error}") from None
-    except Exception as error:  # Pillow's plugins raise nearly everything on hostile bytes
-        message = str(error) or type(error).__name__
-        raise DataError(f"not a readable image: {message}") from error
+    return _pixels.decode_image(data, max_pixels=max_pixels)
 
 
 def resize_crop(
@@ -93,7 +73,7 @@ def resize_crop(
     """
     height, width = image.shape[:2]
     if resize == "shortest":
-        image = _cut_to_aspect(image, _MAX_ASPECT)
+        image = _cut_to_aspect(image, _pixels.MAX_ASPECT)
         height, width = image.shape[:2]
         short = min(height, width)
         # The longer side is rounded down and the crop's offset to the nearest, as torchvision does.
@@ -208,68 +188,6 @@ def build_tower(embed_dim: int, section: Mapping[str, Any], *, quick_gelu: bool)
         tower.set_input_size(px)
     assert isinstance(tower, nn.Module)
     return tower
-
-
-def _decode_jpeg(data: bytes, max_pixels: int) -> Pixels:
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    _check_pixels(width, height, max_pixels)
-    if data.rfind(_JPEG_END) < 0:
-        raise DataError("the JPEG is cut short: it has no end marker")
-    if colours not in ("RGB", "YCbCr", "Gray"):
-        return _decode_other(data, max_pixels)  # CMYK, YCCK
-    # Strict: without it libjpeg fills what is missing or damaged with grey and says nothing.
-    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
-        with _open(data) as header:
-            orientation = header.getexif().get(0x0112, 1)
-        pixels = _turn(pixels, orientation)
-    return pixels
-
-
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo EXIF orientation 2 to 8 (CIPA DC-008, tag 0x0112)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _open(data: bytes) -> Image.Image:
-    """Read the header. Pillow loads most of its plugins only when told to."""
-    Image.init()
-    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
-
-
-def _decode_other(data: bytes, max_pixels: int) -> Pixels:
-    with _open(data) as image:
-        _check_pixels(image.width, image.height, max_pixels)
-        image.load()
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
-        # 16-bit greys. Pillow's own conversion clips at 255.
-        values = np.clip(np.asarray(image, dtype=np.float32), 0, 65535) / 257
-        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise DataError(
-            f"the image is too large: {width} × {height} = {width * height:,} pixels, at most "
-            f"{max_pixels:,} are allowed"
-        )
 
 
 def _cut_to_aspect(image: Pixels, aspect: int) -> Pixels:

@@ -7,33 +7,34 @@ again after a kill, ends with the same files, byte for byte.
 
 from __future__ import annotations
 
-import csv
+import fcntl
 import importlib
+import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coembed.errors import DataError, UserError
-from coembed.files import atomic_path, disk_errors, sha256_bytes
+from coembed.errors import DataError, ServiceError, UserError
+from coembed.files import disk_errors
+from coembed.pairs.history import HistoryWriter
+from coembed.pairs.intake import Intake
+from coembed.pairs.known_pairs import KnownPairs
+from coembed.pairs.limits import shown
 from coembed.pairs.media_store import MediaStore
-from coembed.pairs.media_types import modality_of
-from coembed.pairs.pool import PAIR_COLUMNS
-from coembed.pairs.readers.base import Reader, ReadOptions, Refusal, Row, usual_split
-from coembed.pairs.tables import TABLE_ENDINGS, column, table_batches, table_schema
+from coembed.pairs.readers.base import Reader, ReadOptions, Refusal, Row
+from coembed.pairs.refusals import Refusals
 from coembed.progress import tracker
 from coembed.settings import component_names
-from coembed.types import MODALITIES, Attribute
 
 _READERS = "coembed.pairs.readers"
-_PART_PAIRS = 50_000
-_NUM_EXAMPLES = 5
+_FEW_ROWS = 500_000  # whose paths are in memory in no time
 
 
 @dataclass(frozen=True)
@@ -79,36 +80,44 @@ def ingest(
     link: bool = False,
     refused: Path | None = None,
     max_media_bytes: int = 1 << 30,
+    index: Path | None = None,
 ) -> IngestSummary:
     """Add the pairs of `source` to the pool at `pool`, which is made if it is not there.
 
     `reader` is the name of a format (guessed when None); `columns` maps our names ("path",
     "caption", attributes) to the source's; relative paths start at `media_root` (the source's own
     folder when None). Media are copied, or hard-linked with `link` (copied where that cannot be).
-    Every refused row goes to the CSV at `refused`.
+    Every refused row goes to the CSV at `refused`. `index` is a file, not in the pool, that keeps
+    the ids of its pairs for the next ingest; where None, they are read from the pool's tables.
 
     Raises UserError when the source is missing, of no known format, lacks a column, or has not one
-    usable row.
+    usable row, and ServiceError while another process ingests into the pool.
     """
     chosen, name = _choose_reader(source, reader)
     if media_root is not None and not media_root.is_dir():
         raise UserError(f"the media root {media_root} is not a folder")
     options = ReadOptions(dict(columns or {}), media_root, max_media_bytes)
     incoming = pool / ".ingest"
-    shutil.rmtree(incoming, ignore_errors=True)  # what a killed run left
     with ExitStack() as stack:
         found: Iterator[Row | Refusal] = chosen.read(source, options)
         # The first row is read before anything is made: a wrong source leaves no trace.
-        first = next(found, None)
+        row = next(found, None)
         stack.enter_context(disk_errors(pool))
-        incoming.mkdir(parents=True, exist_ok=True)
+        if not pool.exists():
+            pool.mkdir(parents=True)
+            stack.callback(_remove_if_empty, pool)
+        stack.enter_context(_alone(pool))
+        shutil.rmtree(incoming, ignore_errors=True)  # what a killed run left
+        incoming.mkdir()
         stack.callback(shutil.rmtree, incoming, ignore_errors=True)
         media = MediaStore(pool, incoming, link=link, max_bytes=max_media_bytes)
-        intake = _Intake(pool, media)
-        ledger = stack.enter_context(_Refusals(refused))
+        where = index or incoming / "known.sqlite"
+        known = stack.enter_context(KnownPairs(pool / "pairs", where, lasting=index is not None))
+        history = HistoryWriter(pool, source=shown(source.resolve().name), reader=name)
+        intake = Intake(pool, media=media, known=known, history=history)
+        ledger = stack.enter_context(Refusals(refused))
         progress = tracker(total=None, label=f"ingest {source.name}", unit="rows")
         stack.callback(progress.close)
-        row = first
         while row is not None:
             problem = row if isinstance(row, Refusal) else intake.take(row)
             if problem is not None:
@@ -118,6 +127,11 @@ def ingest(
         intake.flush()
         if not intake.num_added and not intake.num_known:
             raise DataError(_nothing(source, name, ledger), hint=_hint(ledger))
+        history.complete(
+            num_pairs=_num_rows(history.tables),
+            num_media=_num_media(history.tables, incoming),
+            num_refused=sum(ledger.counts.values()),
+        )
         return IngestSummary(
             reader=name,
             num_added=intake.num_added,
@@ -128,6 +142,47 @@ def ingest(
             examples=tuple(ledger.examples),
             parts=tuple(intake.parts),
         )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
+def _alone(pool: Path) -> Iterator[None]:
+    """Keep other ingests out of the pool. The lock is on the folder: nothing is left in it."""
+    folder = os.open(pool, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(
+                f"another process is ingesting into {pool}",
+                hint="wait for it to end, and run the same command again",
+            ) from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def _num_rows(tables: list[Path]) -> int:
+    return sum(pq.read_metadata(table).num_rows for table in tables)
+
+
+def _num_media(tables: list[Path], scratch: Path) -> int:
+    """How many different media the tables name, counted in bounded memory."""
+    if _num_rows(tables) <= _FEW_ROWS:
+        paths = [pq.read_table(table, columns=["path"]).column("path") for table in tables]
+        return len(pc.unique(pa.chunked_array([c for p in paths for c in p.chunks], pa.string())))
+    import duckdb
+
+    settings = {"memory_limit": "256MB", "temp_directory": str(scratch), "threads": 1}
+    with duckdb.connect(config=settings) as database:
+        question = "SELECT count(DISTINCT path) FROM read_parquet(?)"
+        found = database.execute(question, [[str(table) for table in tables]]).fetchone()
+    assert found is not None
+    return int(found[0])
 
 
 def reader_names() -> tuple[str, ...]:
@@ -167,152 +222,17 @@ def _choose_reader(source: Path, name: str | None) -> tuple[Reader, str]:
     )
 
 
-def _nothing(source: Path, reader: str, ledger: _Refusals) -> str:
+def _nothing(source: Path, reader: str, ledger: Refusals) -> str:
     lines = [f"{source}, read as {reader}, has no row that can be taken"]
     lines += [f"{num:,} x {reason}" for reason, num in ledger.counts.most_common()]
     lines += [f"{r.where}: {r.detail}" for r in ledger.examples]
     return "\n  ".join(lines)
 
 
-def _hint(ledger: _Refusals) -> str | None:
+def _hint(ledger: Refusals) -> str | None:
     most = ledger.counts.most_common(1)
     if most and most[0][0] == "missing_file":
         return "say where relative paths start with `--media-root FOLDER`"
     if most and most[0][0] == "is_url":
         return "fetch the media with img2dataset and ingest its output folder"
     return None
-
-
-class _Refusals:
-    """Counts refused rows, keeps a few and writes all to a CSV."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: list[Refusal] = []
-        self._path = path
-        self._stack = ExitStack()
-        self._writer: Any = None
-
-    def add(self, refusal: Refusal) -> None:
-        """Count and write one."""
-        self.counts[refusal.reason] += 1
-        # A few of each kind say more than many of one.
-        if self.counts[refusal.reason] <= 2 and len(self.examples) < _NUM_EXAMPLES:
-            self.examples.append(refusal)
-        if self._writer:
-            self._writer.writerow(
-                [_printable(refusal.where), refusal.reason, _printable(refusal.detail)]
-            )
-
-    def __enter__(self) -> _Refusals:
-        if self._path is not None:
-            partial = self._stack.enter_context(atomic_path(self._path))
-            file = self._stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
-            self._writer = csv.writer(file, lineterminator="\n")
-            self._writer.writerow(["where", "reason", "detail"])
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # Also after an error: the list of refused rows is what explains it.
-        self._stack.close()
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-@dataclass
-class _Intake:
-    """Takes rows into the pool."""
-
-    pool: Path
-    media: MediaStore
-    num_added: int = 0
-    num_known: int = 0
-    parts: list[Path] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._known = _known_ids(self.pool / "pairs")
-        self._new: list[tuple[dict[str, Any], Mapping[str, Attribute]]] = []
-
-    def take(self, row: Row) -> Refusal | None:
-        """Take one row in, or say why not."""
-        if row.modality and row.modality not in MODALITIES:
-            known = ", ".join(MODALITIES)
-            detail = f"modality {row.modality!r}; expected {known}"
-            return Refusal(row.where, "unknown_modality", detail)
-        stored = self.media.put(row)
-        if isinstance(stored, Refusal):
-            return stored
-        item_id, path = stored
-        attributes = {n: _clean(v) for n, v in row.attributes.items() if n not in PAIR_COLUMNS}
-        split = usual_split(row.split) if row.split else None
-        if row.split and split is None:
-            attributes["source_split"] = _clean(row.split)
-        for caption in map(_printable, row.captions):
-            pair_id = sha256_bytes(f"{item_id}\0{caption}".encode())[:32]
-            if bytes.fromhex(pair_id) in self._known:
-                self.num_known += 1
-                continue
-            self._known.add(bytes.fromhex(pair_id))
-            pair = {
-                "pair_id": pair_id,
-                "path": path,
-                "caption": caption,
-                "modality": row.modality or modality_of(row.name or path),
-                "split": split,
-            }
-            self._new.append((pair, attributes))
-            self.num_added += 1
-            if len(self._new) >= _PART_PAIRS:
-                self.flush()
-        return None
-
-    def flush(self) -> None:
-        """Write the pairs that wait as one part, named after their ids."""
-        if not self._new:
-            return
-        table = {n: pa.array([pair[n] for pair, _ in self._new], pa.string()) for n in PAIR_COLUMNS}
-        names = sorted({name for _, attributes in self._new for name in attributes})
-        for name in names:
-            cells = column([attributes.get(name) for _, attributes in self._new])
-            table[name] = cells
-        joined = "\n".join(pair["pair_id"] for pair, _ in self._new)
-        part = self.pool / "pairs" / f"part-{sha256_bytes(joined.encode())[:16]}.parquet"
-        with atomic_path(part) as partial:
-            pq.write_table(pa.table(table), partial, compression="zstd")
-        self.parts.append(part)
-        self._new = []
-
-
-def _clean(value: Attribute) -> Attribute:
-    return _printable(value) if isinstance(value, str) else value
-
-
-def _known_ids(pairs: Path) -> set[bytes]:
-    """The pair ids in the pool that look like ours; other tables' ids cannot meet ours."""
-    known: set[bytes] = set()
-    if not pairs.is_dir():
-        return known
-    for path in sorted(pairs.iterdir()):
-        if path.suffix not in TABLE_ENDINGS or path.name.startswith("."):
-            continue
-        if path.suffix == ".parquet" and "pair_id" not in table_schema(path, text=()).names:
-            continue
-        for pair_id in _ids(path):
-            try:
-                known.add(bytes.fromhex(pair_id))
-            except ValueError:
-                continue
-    return known
-
-
-def _ids(path: Path) -> Iterator[str]:
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["pair_id"]):
-                yield from (str(i) for i in batch.column("pair_id").to_pylist() if i is not None)
-        return
-    for batch in table_batches(path, text=PAIR_COLUMNS, max_rows=8192):
-        if "pair_id" in batch.schema.names:
-            yield from (str(i) for i in batch.column("pair_id").to_pylist() if i is not None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 from pathlib import Path
+from typing import BinaryIO
 
-from coembed.files import sha256_bytes
+from coembed.files import sha256_bytes, sha256_file
 from coembed.pairs.media_types import file_ending, sniff
 from coembed.pairs.readers.base import Refusal, Row
 
@@ -66,7 +66,11 @@ class MediaStore:
             held = self._incoming / item_id
             if not (self._link and _try_link(source, held)):
                 with source.open("rb") as file, held.open("wb") as copy:
-                    shutil.copyfileobj(file, copy, 1 << 20)
+                    _copy(file, copy, size)
+            # A file that is being written would lie under the name of what it no longer is.
+            if sha256_file(held) != item_id:
+                held.unlink()
+                return Refusal(row.where, "changed_file", f"{source} changed while it was read")
             self._move_in(held, target, size)
         return item_id, path
 
@@ -100,6 +104,13 @@ def _is_there(target: Path, size: int) -> bool:
         return target.stat().st_size == size
     except FileNotFoundError:
         return False
+
+
+def _copy(file: BinaryIO, copy: BinaryIO, size: int) -> None:
+    """Copy `size` bytes: a file that grows without end must not fill the disk."""
+    while size and (data := file.read(min(size, 1 << 20))):
+        copy.write(data)
+        size -= len(data)
 
 
 def _try_link(source: Path, held: Path) -> bool:

@@ -1,91 +1,159 @@
 """One table of a pool, whatever its format: its columns, and its rows in record batches.
 
-Parquet streams. CSV, TSV and JSON Lines are read a file at a time, because the type of a column is
-known only when its last row is. Cells become text, int, float or bool; nested cells become JSON.
+Every format streams, in memory that does not grow with the table. Cells become text, int, float or
+bool; nested cells become JSON. A Parquet file knows the types of its columns; a CSV, TSV or JSON
+Lines file is read twice, first to find them.
 """
 
 from __future__ import annotations
 
-import json
+import functools
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from coembed.errors import DataError
+from coembed.errors import CoembedError, DataError
+from coembed.pairs.cells import cast, column, join_types, plain_column, plain_type
+from coembed.pairs.delimited import delimited_batches, delimited_schema
+from coembed.pairs.json_lines import json_lines_batches, json_lines_schema
+from coembed.pairs.limits import MAX_BATCH_BYTES, PARQUET_LIMITS, check_columns, shown
 
+__all__ = [
+    "TABLE_ENDINGS", "cast", "column", "is_table", "join_types", "plain_type", "table_batches",
+    "table_schema",
+]  # fmt: skip
+
+# DVC checks a pool out as links into its cache where the disk allows nothing cheaper. An object of
+# that cache is named by the MD5 of its content, so that nobody can point at anything else there.
+_DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}\Z")
 TABLE_ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
+# Text is decoded so many rows at a time, because a small file can name one long cell many times.
+_PARQUET_ROWS = 1024
+
+
+def is_table(path: Path) -> bool:
+    """Whether `path`, in the folder `pairs` of a pool, is called like a table.
+
+    Raises DataError when it is, but is no file of the pool (a folder, a device, a link out of it).
+    """
+    if path.suffix.lower() not in TABLE_ENDINGS or path.name.startswith("."):
+        return False
+    what = None
+    if path.is_symlink():
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):  # a link to itself
+            raise DataError(
+                f"{path} is a link that leads nowhere", hint="remove that link"
+            ) from None
+        inside = target.is_relative_to(path.parent.parent.resolve())
+        if not inside and not _DVC_OBJECT.search(target.as_posix()):
+            what = "a link out of the pool"
+        elif not target.exists():
+            what = "a link to nowhere"
+    if what is None and not path.is_file():
+        what = "a folder" if path.is_dir() else "no file"
+    if what is not None:
+        raise DataError(f"{path} is called like a table but is {what}", hint="remove or rename it")
+    return True
 
 
 def table_schema(path: Path, *, text: tuple[str, ...]) -> pa.Schema:
     """The columns of the table at `path`, as `table_batches` gives them."""
-    if path.suffix == ".parquet":
-        with _readable(path):
-            schema = pq.read_schema(path)
-        return pa.schema([(f.name, plain_type(f.type, f.name, path)) for f in schema])
-    return _load(path, text).schema
+    if path.suffix.lower() == ".parquet":
+        with _readable(path), _open_parquet(path) as file:
+            return _parquet_schema(file, path)
+    with _readable(path):
+        found = path.stat()
+    return _found_schema(path, text, found.st_size, found.st_mtime_ns)
 
 
 def table_batches(path: Path, *, text: tuple[str, ...], max_rows: int) -> Iterator[pa.RecordBatch]:
-    """The rows of the table at `path` in order, cells of the `text` columns read as text.
+    """The rows of the table at `path` in order, cells of the `text` columns read as text, in
+    batches of up to `max_rows`.
 
     Raises DataError, naming the file, when it is not what its ending says.
     """
-    if path.suffix == ".parquet":
-        with _readable(path), pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=max_rows):
-                yield _plain(batch, path)
+    with _readable(path):
+        for block in _blocks(path, text, max_rows):
+            for start in range(0, block.num_rows, max_rows):
+                yield block.slice(start, max_rows)
+
+
+@functools.lru_cache(maxsize=4096)
+def _found_schema(path: Path, text: tuple[str, ...], size: int, mtime_ns: int) -> pa.Schema:
+    """The columns of a CSV, TSV or JSON Lines table, which take a reading of the whole file to
+    find: kept while size and time of change of the file are the same."""
+    del size, mtime_ns
+    with _readable(path):
+        if path.suffix.lower() == ".jsonl":
+            return json_lines_schema(path)
+        return delimited_schema(path, text=text)
+
+
+def _blocks(path: Path, text: tuple[str, ...], max_rows: int) -> Iterator[pa.RecordBatch]:
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        with _open_parquet(path) as file:
+            schema = _parquet_schema(file, path)
+            for batch in file.iter_batches(batch_size=min(max_rows, _PARQUET_ROWS)):
+                yield _plain(batch, schema, path)
     else:
-        for batch in _load(path, text).to_batches(max_chunksize=max_rows):
-            yield _plain(batch, path)
+        schema = table_schema(path, text=text)
+        if ending == ".jsonl":
+            yield from json_lines_batches(path, schema, max_rows=max_rows)
+        else:
+            yield from delimited_batches(path, schema)
 
 
-def plain_type(kind: pa.DataType, name: str, path: Path) -> pa.DataType:
-    """The type that cells of `kind` get: null, bool, int64, float64 or string."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_null(kind) or pa.types.is_boolean(kind):
-        return kind
-    if pa.types.is_integer(kind):
-        # The upper half of uint64 has no place in int64.
-        return pa.string() if kind == pa.uint64() else pa.int64()
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return pa.float64()
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        raise DataError(
-            f"{path}: column {name!r} holds bytes; a pool's columns hold text, numbers or booleans",
-            hint="`coembed ingest` takes media that lies inside a Parquet table",
-        )
-    return pa.string()
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    with pq.ParquetFile(path, **PARQUET_LIMITS) as file:
+        schema = file.schema_arrow  # made anew at every look
+    check_columns(schema.names, path)
+    flat = [field.name for field in schema if _is_text(field.type)]
+    # Text comes as a dictionary and numbers into it, whose size is known before it is decoded.
+    return pq.ParquetFile(path, read_dictionary=flat, **PARQUET_LIMITS)
 
 
-def join_types(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type that holds the cells of both: int and float make float, others make text."""
-    if first == second or pa.types.is_null(second):
-        return first
-    if pa.types.is_null(first):
-        return second
-    numbers = {pa.int64(), pa.float64()}
-    return pa.float64() if {first, second} == numbers else pa.string()
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def cast(cells: pa.Array, kind: pa.DataType) -> pa.Array:
-    """`cells` (of a plain type) as `kind`, a type that holds them."""
-    if cells.type == kind:
-        return cells
-    if pa.types.is_string(kind) and pa.types.is_floating(cells.type):
-        return pa.array([None if c is None else _number(c) for c in cells.to_pylist()], kind)
-    return cells.cast(kind)
+def _parquet_schema(file: pq.ParquetFile, path: Path) -> pa.Schema:
+    return pa.schema([(f.name, plain_type(f.type, f.name, path)) for f in file.schema_arrow])
 
 
-def _number(value: float) -> str:
-    """A number as text; whole numbers without ".0", however the column happens to be stored."""
-    return str(int(value)) if value.is_integer() else repr(value)
+def _plain(batch: pa.RecordBatch, schema: pa.Schema, path: Path) -> pa.RecordBatch:
+    """`batch` with every column of its plain type."""
+    columns = []
+    for field, cells in zip(schema, batch.columns, strict=True):
+        if pa.types.is_dictionary(cells.type) and pa.types.is_string(field.type):
+            _check_text(cells, field.name, path)
+        else:
+            cells.validate(full=True)
+        columns.append(plain_column(cells, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _check_text(cells: pa.DictionaryArray, name: str, path: Path) -> None:
+    """Refuse text that is no UTF-8 (Arrow believes a Parquet file), or grows beyond all bounds."""
+    cells.dictionary.validate(full=True)
+    cells.validate(full=True)
+    sizes = pc.binary_length(cells.dictionary)
+    largest = pc.max(sizes).as_py() or 0
+    if largest * len(cells) > MAX_BATCH_BYTES:
+        whole = pc.sum(sizes.take(cells.indices)).as_py() or 0
+        if whole > MAX_BATCH_BYTES:
+            raise DataError(
+                f"{path}: {len(cells):,} cells of column '{shown(name, 60)}' hold {whole:,} bytes",
+                hint="leave that column out: a pool's cells are captions and attributes",
+            )
 
 
 class _readable:  # noqa: N801 - used as a context manager, like a function
@@ -98,110 +166,23 @@ class _readable:  # noqa: N801 - used as a context manager, like a function
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (pa.ArrowException, UnicodeDecodeError)) or (
-            isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        ):
-            name = self._path.suffix[1:].upper().replace("JSONL", "JSON Lines")
-            what = str(error).strip().splitlines()[0] if str(error).strip() else "broken"
-            raise DataError(
-                f"{self._path} cannot be read as {name}: {what}",
-                hint="mend or remove that table; the other tables of the pool stand by themselves",
-            ) from error
+        if isinstance(error, CoembedError) or not isinstance(error, _BROKEN):
+            return
+        name = self._path.suffix[1:].upper().replace("JSONL", "JSON Lines")
+        what = _said(error)
+        gone = isinstance(error, FileNotFoundError)
+        raise DataError(
+            f"{self._path} cannot be read as {name}: {'it is gone' if gone else what}",
+            hint="mend or remove that table; the other tables of the pool stand by themselves",
+        ) from error
 
 
-def _load(path: Path, text: tuple[str, ...]) -> pa.Table:
-    """A whole CSV, TSV or JSON Lines table."""
-    with _readable(path):
-        if path.suffix == ".jsonl":
-            return _load_jsonl(path)
-        if path.stat().st_size == 0:
-            return pa.table({})
-        return pa_csv.read_csv(
-            path,
-            parse_options=pa_csv.ParseOptions(
-                delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
-            ),
-            convert_options=pa_csv.ConvertOptions(
-                column_types={name: pa.string() for name in text},
-                # Only an empty cell is absent: "NA" and "null" may be captions and colours.
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
+_BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError)
 
 
-def _load_jsonl(path: Path) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    names: dict[str, None] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}, line {number} holds a {type(row).__name__}, expected an object"
-                )
-            rows.append(row)
-            names.update(dict.fromkeys(row))
-    return pa.table({name: column([row.get(name) for row in rows]) for name in names})
-
-
-def column(cells: list[Any]) -> pa.Array:
-    """Python values as one plain column: the narrowest of bool, int64, float64 that holds all of
-    them, else text. Dicts and lists become JSON; NaN and None are absent."""
-    kinds: set[type] = set()
-    for index, cell in enumerate(cells):
-        if isinstance(cell, np.generic):
-            cell = cells[index] = cell.item()
-        if cell is None or (isinstance(cell, float) and cell != cell):
-            cells[index] = None
-            continue
-        if not isinstance(cell, (bool, int, float, str)):
-            cell = cells[index] = json.dumps(cell, sort_keys=True, ensure_ascii=False, default=str)
-        if isinstance(cell, int) and not -(2**63) <= cell < 2**63:
-            cell = cells[index] = str(cell)
-        kinds.add(type(cell))
-    if not kinds:
-        return pa.nulls(len(cells))
-    if kinds == {bool}:
-        return pa.array(cells, pa.bool_())
-    if kinds == {int}:
-        return pa.array(cells, pa.int64())
-    if kinds <= {int, float}:
-        return pa.array([None if c is None else float(c) for c in cells], pa.float64())
-    return pa.array([None if c is None else _text(c) for c in cells], pa.string())
-
-
-def _text(cell: str | int | float | bool) -> str:
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    if isinstance(cell, float):
-        return _number(cell)
-    # A lone surrogate ("\ud83d" in JSON) is no Unicode text and cannot be written as UTF-8.
-    return str(cell).encode("utf-8", "replace").decode()
-
-
-def _plain(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
-    """`batch` with every column of its plain type."""
-    columns = {}
-    for field, cells in zip(batch.schema, batch.columns, strict=True):
-        kind = plain_type(field.type, field.name, path)
-        columns[field.name] = _plain_cells(cells, kind)
-    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-
-
-def _plain_cells(cells: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(cells.type):
-        cells = cells.dictionary_decode()
-    if pa.types.is_nested(cells.type):
-        return cast(column(cells.to_pylist()), pa.string())
-    if pa.types.is_floating(cells.type) or pa.types.is_decimal(cells.type):
-        cells = cells.cast(pa.float64())
-        return pc.if_else(pc.is_nan(cells), pa.scalar(None, pa.float64()), cells)
-    if cells.type == kind:
-        return cells
-    return cells.cast(kind)
+def _said(error: BaseException) -> str:
+    """What an error says, in one line that a terminal can show."""
+    if isinstance(error, OSError) and error.strerror:
+        return os.strerror(error.errno) if error.errno else error.strerror
+    lines = str(error).strip().splitlines() or ["broken"]
+    return shown(lines[0])

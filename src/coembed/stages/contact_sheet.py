@@ -1,9 +1,10 @@
-"""A contact sheet: one picture of all hits, for a look at what a search finds."""
+"""A contact sheet: one picture of many, for a look at what a search finds, or at a pool's pairs."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,20 +28,41 @@ _PAPER, _INK, _FAINT, _FRAME = "#ffffff", "#1d1d1f", "#6e6e73", "#f2f2f4"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One picture of a sheet: its path in the pool (None: no picture), a word at its left and one
+    at its right, and the caption below."""
+
+    path: object
+    left: str
+    right: str
+    caption: str
+
+
 def draw_sheet(hits: Sequence[Hit], *, title: str, pool: Path, out: Path) -> None:
     """Write a PNG with a picture, rank, score and caption for each hit.
 
     Pictures are read from `pool` by the payload's path. One that is not there, cannot be decoded or
     lies outside the pool leaves its frame empty. Same hits and media, same bytes.
     """
-    columns = max(1, min(_COLUMNS, len(hits)))
-    rows = max(1, -(-len(hits) // columns))
+    cells = [
+        Cell(hit.payload.get("path"), f"{hit.rank}", f"{hit.score:.3f}", _caption(hit))
+        for hit in hits
+    ]
+    count = "no hits" if not hits else f"{len(hits)} hit{'s' if len(hits) != 1 else ''}"
+    draw_cells(cells, title=title, count=count, pool=pool, out=out)
+
+
+def draw_cells(cells: Sequence[Cell], *, title: str, count: str, pool: Path, out: Path) -> None:
+    """Write a PNG of `cells` under a title and a line that says how many there are."""
+    columns = max(1, min(_COLUMNS, len(cells)))
+    rows = max(1, -(-len(cells) // columns))
     cell_height = _CELL + 8 + (1 + _LINES) * (_TEXT + 6)
     width = max(2 * _MARGIN + columns * (_CELL + _GAP) - _GAP, 640)
     top = _MARGIN + _TITLE + 14 + _TEXT + 18
     sheet = Image.new("RGB", (width, top + rows * (cell_height + _GAP) + _MARGIN - _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    plain = title.isascii() and all(_caption(hit).isascii() for hit in hits)
+    plain = all(text.isascii() for text in (title, *(cell.caption for cell in cells)))
     title_font, text_font = _font(_TITLE, plain=plain), _font(_TEXT, plain=plain)
     draw.text(
         (_MARGIN, _MARGIN),
@@ -48,13 +70,12 @@ def draw_sheet(hits: Sequence[Hit], *, title: str, pool: Path, out: Path) -> Non
         fill=_INK,
         font=title_font,
     )
-    count = "no hits" if not hits else f"{len(hits)} hit{'s' if len(hits) != 1 else ''}"
     draw.text((_MARGIN, _MARGIN + _TITLE + 14), count, fill=_FAINT, font=text_font)
-    for place, hit in enumerate(hits):
+    for place, cell in enumerate(cells):
         row, column = divmod(place, columns)
         left = _MARGIN + column * (_CELL + _GAP)
         upper = top + row * (cell_height + _GAP)
-        _draw_hit(sheet, draw, hit, pool, (left, upper), text_font)
+        _draw_cell(sheet, draw, cell, pool, (left, upper), text_font)
     with atomic_path(out) as partial:
         sheet.save(partial, format="PNG", optimize=True)
 
@@ -72,16 +93,16 @@ def read_media(pool: Path, path: object) -> bytes | None:
         return None
 
 
-def _draw_hit(
+def _draw_cell(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    hit: Hit,
+    cell: Cell,
     pool: Path,
     corner: tuple[int, int],
     font: Font,
 ) -> None:
     left, upper = corner
-    picture = _picture(pool, hit.payload.get("path"))
+    picture = _picture(pool, cell.path)
     draw.rectangle((left, upper, left + _CELL - 1, upper + _CELL - 1), fill=_FRAME)
     if picture is None:
         note = "no picture"
@@ -97,12 +118,11 @@ def _draw_hit(
             (left + (_CELL - picture.width) // 2, upper + (_CELL - picture.height) // 2),
         )
     line = upper + _CELL + 8
-    draw.text((left, line), f"{hit.rank}", fill=_INK, font=font)
-    score = f"{hit.score:.3f}"
-    draw.text(
-        (left + _CELL - draw.textlength(score, font=font), line), score, fill=_FAINT, font=font
-    )
-    for number, text in enumerate(_caption_lines(hit, font), start=1):
+    right = _fit(cell.right, font, _CELL // 2)
+    room = _CELL - draw.textlength(right, font=font)
+    draw.text((left, line), _fit(cell.left, font, int(room) - 8), fill=_INK, font=font)
+    draw.text((left + room, line), right, fill=_FAINT, font=font)
+    for number, text in enumerate(_caption_lines(cell, font), start=1):
         draw.text((left, line + number * (_TEXT + 6)), text, fill=_INK, font=font)
 
 
@@ -132,8 +152,8 @@ def _picture(pool: Path, path: object) -> Image.Image | None:
     return ImageOps.contain(picture, (_CELL, _CELL), Image.Resampling.LANCZOS)
 
 
-def _caption_lines(hit: Hit, font: Font) -> list[str]:
-    words = _plain(_caption(hit)[: 4 * _CELL])
+def _caption_lines(cell: Cell, font: Font) -> list[str]:
+    words = _plain(cell.caption[: 4 * _CELL])
     average = max(1.0, font.getlength("abcdefghij lmnop") / 16)
     lines = textwrap.wrap(words, max(8, int(_CELL / average)))
     if len(lines) > _LINES:

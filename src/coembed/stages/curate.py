@@ -5,21 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 from coembed.config import Config
-from coembed.curation.engine import curate
+from coembed.curation.engine import Timings, curate
 from coembed.curation.summary import Summary
 from coembed.files import atomic_folder, write_receipt
 from coembed.pairs.pool import open_pool
 from coembed.stages.result import Result
 
+_NUM_SLOWEST = 3
 
-def run(cfg: Config, *, pool: Path, out: Path) -> Result:
-    """Curate the pool at `pool` into `out`: shards, manifest.parquet, summary.json, receipt.json.
 
-    Raises DataError when the pool is missing or malformed, or when too few pairs are kept.
+def run(cfg: Config, *, root: Path, pool: Path, out: Path, runs: Path, overrides: Path) -> Result:
+    """Curate the pool at `pool` into `out`: shards, manifest.parquet, summary.json, report.html,
+    receipt.json.
+
+    `root` is the project's folder, where relative paths in the settings start. `runs` holds what
+    outlives the run (examined parts, caches, and how long it took: curate/costs.json).
+    `overrides` is a file of people's decisions, which need not be there. Raises DataError when the
+    pool or the overrides are missing or malformed, or when too few pairs are kept.
     """
     source = open_pool(pool)
+    timings = Timings()
     with atomic_folder(out) as folder:
-        summary = curate(source, folder, cfg.curate, seed=cfg.seed)
+        summary = curate(
+            source, folder, cfg.curate,
+            seed=cfg.seed, root=root, runs=runs, overrides=overrides, timings=timings,
+        )  # fmt: skip
+        from coembed.curation.report import write_report  # its template engine is slow to import
+
+        with timings.of("report"):
+            write_report(folder, pool=pool, settings=cfg.curate)
         receipt = {
             "stage": "curate",
             "num_items": summary.num_items,
@@ -34,10 +48,10 @@ def run(cfg: Config, *, pool: Path, out: Path) -> Result:
             },
         }
         write_receipt(folder, receipt)
-    return Result("Curated pairs", _table(summary), receipt)
+    return Result("Curated pairs", _table(summary, timings), receipt)
 
 
-def _table(summary: Summary) -> tuple[tuple[str, str], ...]:
+def _table(summary: Summary, timings: Timings) -> tuple[tuple[str, str], ...]:
     share = summary.num_kept / summary.num_pairs
     rows = [
         ("pairs in", f"{summary.num_pairs:,}"),
@@ -45,6 +59,12 @@ def _table(summary: Summary) -> tuple[tuple[str, str], ...]:
     ]
     dropped = sorted(summary.dropped.items(), key=lambda drop: (-drop[1], drop[0]))
     rows += [(f"dropped: {reason}", f"{num:,}") for reason, num in dropped if num]
+    if kept := summary.overrides["num_kept"]:
+        rows.append(("kept by overrides.csv", f"{kept:,}"))
+    if summary.unknown_overrides:
+        ids = summary.unknown_overrides
+        some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        rows.append(("overrides of no pair here", f"{len(ids):,}: {some}"))
     if summary.num_captions_joined:
         rows.append(("captions kept of duplicates", f"{summary.num_captions_joined:,}"))
     rows.append(("items", f"{summary.num_items:,}"))
@@ -52,4 +72,6 @@ def _table(summary: Summary) -> tuple[tuple[str, str], ...]:
         num = len(split.shards)
         shards = "1 shard" if num == 1 else f"{num} shards"
         rows.append((name, f"{split.num_items:,} items, {split.num_captions:,} captions, {shards}"))
+    slowest = sorted(timings.steps.items(), key=lambda step: -step[1])[:_NUM_SLOWEST]
+    rows.append(("slowest", ", ".join(f"{step} {seconds:,.1f} s" for step, seconds in slowest)))
     return tuple(rows)

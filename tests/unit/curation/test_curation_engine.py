@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from curation_pools import faulty_pool, picture
+from curation_pools import faulty_pool, picture, sound
 
-from coembed.curation import engine
+from coembed.curation import database, engine, pack, rows_table
 from coembed.curation.engine import curate
 from coembed.curation.settings import CurateSettings
+from coembed.curation.split import hash_fraction
 from coembed.curation.summary import Summary
 from coembed.errors import DataError
 from coembed.files import sha256_tree
@@ -22,8 +25,18 @@ from coembed.types import Sample
 
 
 def _curate(pool: Path, out: Path, seed: int = 0, **settings: Any) -> Summary:
+    """`out`'s neighbours `runs` and `overrides.csv` are the project's."""
     out.mkdir()
-    return curate(open_pool(pool), out, CurateSettings.model_validate(settings), seed=seed)
+    return curate(
+        open_pool(pool), out, CurateSettings.model_validate({"filters": FILTERS, **settings}),
+        seed=seed, root=out.parent, runs=out.parent / "runs",
+    )  # fmt: skip
+
+
+FILTERS = [
+    "readable", "aspect_ratio", "image_size", "caption_length", "repeated_caption",
+    "exact_duplicate",
+]  # fmt: skip
 
 
 def _samples(out: Path) -> dict[str, Sample]:
@@ -60,9 +73,12 @@ def test_the_manifest_says_all_it_knows(tmp_path: Path) -> None:
     faulty_pool(tmp_path / "pool")
     _curate(tmp_path / "pool", tmp_path / "out")
     manifest = pd.read_parquet(tmp_path / "out" / "manifest.parquet").set_index("path")
-    assert list(manifest.reset_index().columns[1:14]) == [
-        "pair_id", "caption", "modality", "item_id", "kept", "drop_reason", "drop_detail",
-        "duplicate_of", "split", "split_reason", "num_bytes", "width_px", "height_px",
+    assert list(manifest.reset_index().columns) == [
+        "path", "pair_id", "caption", "modality", "item_id", "kept", "drop_reason", "drop_detail",
+        "duplicate_of", "decided_by", "split", "split_reason", "doubt", "doubt_by", "num_bytes",
+        "format", "width_px", "height_px", "colour_mode", "num_frames", "duration_s",
+        "sample_rate_hz", "num_channels", "caption_num_items", "repeated_caption_doubt", "shop",
+        "price",
     ]  # fmt: skip
     copy = manifest.loc["media/zcopy.jpg"]
     assert copy["duplicate_of"] == manifest.loc["media/good0.jpg", "pair_id"]
@@ -96,16 +112,35 @@ def test_outputs_do_not_depend_on_workers_or_on_a_second_run(
 ) -> None:
     faulty_pool(tmp_path / "pool")
     monkeypatch.setattr(engine, "_FEW_ROWS", 0)
-    monkeypatch.setattr(engine, "_TASK_ROWS", 7)
-    _curate(tmp_path / "pool", tmp_path / "one", num_workers=1, shards={"max_samples": 6})
-    _curate(tmp_path / "pool", tmp_path / "two", num_workers=2, shards={"max_samples": 6})
+
+    def run(name: str, seed: int = 0, **settings: Any) -> str:
+        _curate(tmp_path / "pool", tmp_path / name, seed, shards={"max_samples": 6}, **settings)
+        return sha256_tree(tmp_path / name)
+
+    one = run("one", num_workers=1)
     assert len(list((tmp_path / "one").glob("train-*.tar"))) > 3
-    assert sha256_tree(tmp_path / "one") == sha256_tree(tmp_path / "two")
-    monkeypatch.setattr(engine, "_TASK_ROWS", 512)
-    _curate(tmp_path / "pool", tmp_path / "three", num_workers=1, shards={"max_samples": 6})
-    assert sha256_tree(tmp_path / "one") == sha256_tree(tmp_path / "three")
-    _curate(tmp_path / "pool", tmp_path / "four", seed=1, shards={"max_samples": 6})
-    assert sha256_tree(tmp_path / "one") != sha256_tree(tmp_path / "four")
+    shutil.rmtree(tmp_path / "runs")
+    assert run("two", num_workers=2) == one
+    # With what the last run left in runs/; with lots of rows and database batches of other sizes
+    # than a pool of 53 rows would ever meet.
+    for module, name in ((rows_table, "BATCH_ROWS"), (database, "BATCH_ROWS")):
+        monkeypatch.setattr(module, name, 7)
+    monkeypatch.setattr(pack, "_CHUNK", 11)
+    assert run("three") == one
+    assert run("four", seed=1) != one
+
+
+def test_row_groups_of_the_manifest_fit_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty_pool(tmp_path / "pool")
+    _curate(tmp_path / "pool", tmp_path / "one")
+    monkeypatch.setattr("coembed.curation.manifest.group_rows", lambda _: 10)
+    monkeypatch.setattr(database, "BATCH_ROWS", 3)
+    _curate(tmp_path / "pool", tmp_path / "two")
+    one, two = (pd.read_parquet(tmp_path / n / "manifest.parquet") for n in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    assert pq.ParquetFile(tmp_path / "two" / "manifest.parquet").num_row_groups == 6
 
 
 def test_nothing_is_lost_between_pool_manifest_and_shards(tmp_path: Path) -> None:
@@ -148,11 +183,14 @@ def test_several_captions_of_one_file_are_one_item_in_order(tmp_path: Path) -> N
 
 
 def test_audio_passes_through(tmp_path: Path) -> None:
-    media = {f"media/{i}.wav": b"RIFF0000WAVE" + bytes([i]) * 50 for i in range(12)}
+    media = {f"media/{i}.wav": sound(i) for i in range(12)}
     rows = [{"path": p, "caption": f"the sound {i}"} for i, p in enumerate(media)]
     _pool(tmp_path / "pool", rows, media)
     summary = _curate(tmp_path / "pool", tmp_path / "out")
     assert summary.num_kept == 12
+    table = pd.read_parquet(tmp_path / "out" / "manifest.parquet")
+    facts = table[["format", "duration_s", "sample_rate_hz", "num_channels"]]
+    assert facts.drop_duplicates().to_numpy().tolist() == [["WAV", 0.5, 8000, 1]]
     sample = _samples(tmp_path / "out")["media/3.wav"]
     assert (sample.modality, sample.extension, sample.media) == (
         "audio",
@@ -181,16 +219,14 @@ def test_odd_rows_are_dropped_not_fatal(tmp_path: Path) -> None:
         "-", "-", "-", "-", "repeated_pair_id", "missing_path", "unknown_modality",
         "path_outside_pool", "not_a_file", "missing_file", "unreadable_file", "-",
     ]  # fmt: skip
-    _curate_limits = CurateSettings(max_media_bytes=100, min_pairs=1)
-    (tmp_path / "tight").mkdir()
     with pytest.raises(DataError, match=r"file_too_large dropped \d+, first media/"):
-        curate(open_pool(tmp_path / "pool"), tmp_path / "tight", _curate_limits, seed=0)
+        _curate(tmp_path / "pool", tmp_path / "tight", max_media_bytes=100, min_pairs=1)
 
 
 def test_columns_called_like_the_manifests_own_are_renamed(tmp_path: Path) -> None:
     media = {f"media/{i}.jpg": picture(i) for i in range(12)}
     rows = [
-        {"path": p, "caption": "a caption", "kept": "by us", "pool_kept": i}
+        {"path": p, "caption": f"caption {i}", "kept": "by us", "pool_kept": i}
         for i, p in enumerate(media)
     ]
     _pool(tmp_path / "pool", rows, media)
@@ -200,9 +236,32 @@ def test_columns_called_like_the_manifests_own_are_renamed(tmp_path: Path) -> No
     assert manifest["pool_pool_kept"].tolist() == list(range(12))
 
 
+def test_columns_that_sql_cannot_tell_apart_stay_apart(tmp_path: Path) -> None:
+    media = {f"media/{i}.jpg": picture(i) for i in range(40)}
+    hostile = 'x"; DROP TABLE rows; --'
+    rows = [
+        {
+            "path": p, "caption": f"caption {i}", "Maker": f"m{i % 4}", "maker": f"own {i}",
+            "row": i, hostile: i % 2 == 0, "a0": float("inf") if i == 3 else i / 2,
+        }
+        for i, p in enumerate(media)
+    ]  # fmt: skip
+    _pool(tmp_path / "pool", rows, media)
+    split = {"group_by": ["Maker", "maker"], "val": 0.3, "test": 0.3}
+    _curate(tmp_path / "pool", tmp_path / "out", split=split)
+    table = pd.read_parquet(tmp_path / "out" / "manifest.parquet")
+    assert table.columns.tolist()[-5:] == ["Maker", "maker", "row", hostile, "a0"]
+    assert (table.groupby("Maker")["split"].nunique() == 1).all() and table["kept"].all()
+    keys = {m: hash_fraction(0, f"Maker={m}") for m in table["Maker"].unique()}
+    places = {m: "test" if u < 0.3 else "val" if u < 0.6 else "train" for m, u in keys.items()}
+    assert dict(zip(table["Maker"], table["split"], strict=True)) == places
+    sample = _samples(tmp_path / "out")["media/3.jpg"]
+    assert sample.attributes == {"Maker": "m3", "maker": "own 3", "row": 3, hostile: False}
+
+
 def test_too_little_left_says_what_took_most(tmp_path: Path) -> None:
     media = {f"media/{i}.jpg": b"<html>" for i in range(8)}
-    rows = [{"path": p, "caption": "caption"} for p in media]
+    rows = [{"path": p, "caption": f"caption of {p}"} for p in media]
     _pool(tmp_path / "pool", rows, media)
     with pytest.raises(DataError) as caught:
         _curate(tmp_path / "pool", tmp_path / "out")
@@ -214,7 +273,7 @@ def test_too_little_left_says_what_took_most(tmp_path: Path) -> None:
 
 def test_no_training_pair_is_an_error(tmp_path: Path) -> None:
     media = {f"media/{i}.jpg": picture(i) for i in range(12)}
-    rows = [{"path": p, "caption": "caption", "split": "test"} for p in media]
+    rows = [{"path": p, "caption": f"caption of {p}", "split": "test"} for p in media]
     _pool(tmp_path / "pool", rows, media)
     with pytest.raises(DataError, match="none of the 12 kept pairs is in the train split"):
         _curate(tmp_path / "pool", tmp_path / "out")
@@ -232,23 +291,27 @@ def test_a_file_that_changes_under_way_is_an_error(
     faulty_pool(tmp_path / "pool")
     plan = engine.plan_shards
 
-    def changed(**arguments: Any) -> Any:
+    def changed(*arguments: Any, **further: Any) -> Any:
         (tmp_path / "pool" / "media" / "good7.jpg").write_bytes(picture(999))
-        return plan(**arguments)
+        return plan(*arguments, **further)
 
     monkeypatch.setattr(engine, "plan_shards", changed)
     with pytest.raises(DataError, match=r"good7\.jpg changed while the pool was being curated"):
         _curate(tmp_path / "pool", tmp_path / "out")
 
 
-def test_repeated_captions_can_be_dropped(tmp_path: Path) -> None:
+def test_repeated_captions_are_dropped(tmp_path: Path) -> None:
     media = {f"media/{i}.jpg": picture(i) for i in range(40)}
     rows = [
         {"path": p, "caption": "Image may contain: product" if i % 4 == 0 else f"mug {i} red"}
         for i, p in enumerate(media)
     ]
     _pool(tmp_path / "pool", rows, media)
-    filters = ["readable", {"name": "repeated_caption", "max_items": 5}, "exact_duplicate"]
+    filters = [
+        "readable",
+        {"name": "repeated_caption", "max_items": 5, "max_pool_share": 1},
+        "exact_duplicate",
+    ]
     summary = _curate(tmp_path / "pool", tmp_path / "out", filters=filters)
     assert summary.dropped["repeated_caption"] == 10 and summary.num_kept == 30
 
@@ -257,10 +320,11 @@ def test_an_item_outlives_the_drop_of_the_pair_its_copies_pointed_to(tmp_path: P
     """exact_duplicate listed before a filter that drops the owner: another pair takes over."""
     media = {f"media/{i}.jpg": picture(i) for i in range(30)} | {"media/z.jpg": picture(0)}
     rows = [
-        {"path": p, "caption": "boilerplate" if i < 12 else f"mug {i}"} for i, p in enumerate(media)
+        {"path": p, "caption": "boilerplate text" if i < 12 else f"mug {i}"}
+        for i, p in enumerate(media)
     ]
     rows.insert(1, {"path": "media/0.jpg", "caption": "my own words"})
     _pool(tmp_path / "pool", rows, media)
-    filters = ["exact_duplicate", {"name": "repeated_caption", "max_items": 5}]
+    filters = ["exact_duplicate", {"name": "repeated_caption", "max_items": 5, "max_pool_share": 1}]
     _curate(tmp_path / "pool", tmp_path / "out", filters=filters)
     assert _samples(tmp_path / "out")["media/0.jpg"].captions == ("my own words", "mug 30")

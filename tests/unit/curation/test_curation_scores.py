@@ -3,17 +3,18 @@ takes nothing but itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
 from curation_pools import picture
 
 from coembed.curation.candidate import Candidate
 from coembed.curation.engine import curate
-from coembed.curation.filters.base import Filter, PoolDrop, Records, Verdict
+from coembed.curation.filters.base import Cell, Filter, PoolView, Verdict
+from coembed.curation.media import Media
 from coembed.curation.settings import CurateSettings
 from coembed.pairs.pool import open_pool
 from coembed.pairs.shards import read_shard
@@ -31,29 +32,50 @@ class Settings(ComponentSettings):
 
 class SameWidth(Filter):
     reasons = ("same_width",)
-    scores = {"num_words": "int64", "shape": "float64", "kind": "string", "_width": "string"}  # noqa: RUF012
+    columns = {  # noqa: RUF012
+        "num_words": "int64", "shape": "float64", "kind": "string", "_bytes": "binary",
+        "same_width_doubt": "float64", "width_group": "int64",
+    }  # fmt: skip
 
-    def check(self, candidate: Candidate) -> Verdict:
-        if "unscored" in candidate.pair.caption:
+    def measure(self, media: Media) -> Mapping[str, Cell]:
+        facts = media.facts()
+        assert facts.width_px and facts.height_px and facts.format
+        return {
+            "shape": facts.width_px / facts.height_px,
+            "kind": facts.format,
+            "_bytes": facts.width_px.to_bytes(4, "big"),
+        }
+
+    def judge(self, candidate: Candidate) -> Verdict:
+        if "unscored" in candidate.caption:
             return Verdict()
-        kind, width, height = candidate.header
-        words = len(candidate.pair.caption.split())
         return Verdict(
-            scores={"num_words": words, "shape": width / height, "kind": kind, "_width": str(width)}
+            columns={"num_words": len(candidate.caption.split())},
+            caption=candidate.caption.replace("picture", "photo"),
         )
 
-    def check_pool(self, records: Records) -> Iterator[PoolDrop]:
-        first: dict[str, int] = {}
-        for row in np.flatnonzero(records.kept).tolist():
-            width = records.scores["_width"][row]
-            if width is None:
+    def check_pool(self, pool: PoolView) -> Iterator[pa.Table]:
+        latest: dict[bytes, tuple[int, str]] = {}
+        rows = pa.Table.from_batches(
+            pool.query("SELECT row, path, _bytes, num_words FROM kept ORDER BY row")
+        ).to_pylist()
+        for cells in rows:
+            yield pa.table(
+                {"row": [cells["row"]], "width_group": [int.from_bytes(cells["_bytes"], "big")]}
+            )
+            if cells["num_words"] is None:
                 continue
-            if width in first:
-                owner = first[width]
-                # The last kept row, not the first: chains must be followed to their end.
-                detail = f"as wide as {records.path(owner)}"
-                yield PoolDrop(row, "same_width", detail, owner, keep_caption=True)
-            first[width] = row
+            if cells["_bytes"] in latest:
+                # The last row, not the first: chains must be followed to their end.
+                owner, path = latest[cells["_bytes"]]
+                found = {"row": cells["row"], "reason": "same_width", "duplicate_of": owner}
+                found |= {"detail": f"as wide as {path}", "keep_caption": True}
+                yield pa.Table.from_pylist([found])
+                # What comes second does not count.
+                yield pa.Table.from_pylist([{**found, "detail": "again", "keep_caption": False}])
+            else:
+                yield pa.table({"row": [cells["row"]], "same_width_doubt": [0.25]})
+            latest[cells["_bytes"]] = cells["row"], cells["path"]
 
 
 def test_scores_reach_the_manifest_and_captions_cross_to_the_kept_item(tmp_path: Path) -> None:
@@ -68,19 +90,27 @@ def test_scores_reach_the_manifest_and_captions_cross_to_the_kept_item(tmp_path:
     pd.DataFrame(rows).to_csv(tmp_path / "pool" / "pairs" / "a.csv", index=False)
     settings = CurateSettings(min_pairs=1).model_copy(update={"filters": (Settings(),)})
     (tmp_path / "out").mkdir()
-    summary = curate(open_pool(tmp_path / "pool"), tmp_path / "out", settings, seed=0)
+    summary = curate(
+        open_pool(tmp_path / "pool"), tmp_path / "out", settings,
+        seed=0, root=tmp_path, runs=tmp_path / "runs",
+    )  # fmt: skip
     assert summary.dropped["same_width"] == 2 and summary.num_items == 4
 
     manifest = pd.read_parquet(tmp_path / "out" / "manifest.parquet")
     assert manifest["kept"].tolist() == [True, True, False, True, False, True]
     assert manifest["num_words"].tolist()[:5] == [2] * 5 and pd.isna(manifest["num_words"][5])
     assert manifest["shape"].tolist()[:4] == [2.0, 2.5, 2.0, 3.0]
-    assert manifest["kind"].fillna("-").tolist() == ["JPEG"] * 5 + ["-"]
-    assert "_width" not in manifest.columns
+    assert manifest["kind"].fillna("-").tolist() == ["JPEG"] * 6
+    assert "_bytes" not in manifest.columns
+    assert manifest["width_group"].tolist() == list(sizes.values())
+    assert manifest["doubt"].fillna(-1).tolist() == [0.25, 0.25, -1, 0.25, -1, -1]
+    assert manifest["doubt_by"][0] == "same_width" and pd.isna(manifest["doubt_by"][2])
+    assert manifest["caption"].tolist()[4:] == ["photo e", "unscored"]
+    assert manifest["drop_detail"][4] == "as wide as media/c.jpg"
     owner = manifest["pair_id"][0]
     assert manifest["duplicate_of"].fillna("-").tolist() == ["-", "-", owner, "-", owner, "-"]
     assert manifest["split"][2] == manifest["split"][4] == manifest["split"][0]
 
     samples = {s.path: s for p in (tmp_path / "out").glob("*.tar") for s in read_shard(p)}
-    assert samples["media/a.jpg"].captions == ("picture a", "picture c", "picture e")
+    assert samples["media/a.jpg"].captions == ("photo a", "photo c", "photo e")
     assert samples["media/f.jpg"].captions == ("unscored",)

@@ -7,25 +7,28 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from coembed.curation.filters.base import Filter
 from coembed.curation.settings import CurateSettings
 
 
 def test_the_defaults() -> None:
     settings = CurateSettings()
-    assert [chosen.name for chosen in settings.filters] == [
-        "readable",
-        "aspect_ratio",
-        "image_size",
-        "caption_length",
-        "exact_duplicate",
-    ]
+    names = [chosen.name for chosen in settings.filters]
+    assert names[0] == "readable" and len(set(names)) == len(names)
+    # Filters that judge the pool come after those that judge pairs, or would miss their drops.
+    filters = [chosen.build() for chosen in settings.filters]  # type: ignore[attr-defined]
+    whole = [type(built).check_pool is not Filter.check_pool for built in filters]
+    assert whole == sorted(whole)
+    # None that needs a model, learns one, or balances.
+    assert {"mismatched_pair", "concept_cap", "caption_language"}.isdisjoint(names)
     assert CurateSettings.model_validate(settings.model_dump(mode="json")) == settings
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"filters": ["sharpness"]}, "expected one of aspect_ratio, caption_length"),
+        ({"filters": ["sharpness"]}, "expected one of aspect_ratio, attribute_cap"),
+        ({"seconds_per_item": 0}, "greater than 0"),
         ({"filters": ["readable", "readable"]}, "filter 'readable' is listed twice"),
         ({"filters": [{"name": "image_size", "min_px": 0}]}, "greater than or equal to 1"),
         ({"filters": [{"name": "image_size", "px": 3}]}, "Extra inputs"),

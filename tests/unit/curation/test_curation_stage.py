@@ -18,7 +18,15 @@ from coembed.errors import DataError
 from coembed.files import read_receipt, sha256_tree
 from coembed.pairs.shards import num_samples, read_samples
 from coembed.stages import curate
+from coembed.stages.result import Result
 from coembed.types import SPLITS
+
+
+def _run(config: Config, pool: Path, out: Path, *, runs: str = "runs") -> Result:
+    return curate.run(
+        config, root=out.parent, pool=pool, out=out, runs=out.parent / runs,
+        overrides=out.parent / "overrides.csv",
+    )  # fmt: skip
 
 
 def _config(**settings: object) -> Config:
@@ -28,7 +36,7 @@ def _config(**settings: object) -> Config:
 
 def test_it_leaves_shards_manifest_summary_and_receipt(tmp_path: Path) -> None:
     faulty_pool(tmp_path / "pool")
-    result = curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    result = _run(_config(), tmp_path / "pool", tmp_path / "out")
     rows = dict(result.rows)
     assert rows["pairs in"] == "53" and rows["kept"] == "40 (75.5%)"
     assert rows["dropped: exact_duplicate"] == "2" and "dropped: missing_path" not in rows
@@ -37,37 +45,43 @@ def test_it_leaves_shards_manifest_summary_and_receipt(tmp_path: Path) -> None:
     assert sum(nums) == result.receipt["num_items"] == 40
     for split, num in zip(SPLITS, nums, strict=True):
         assert len(list(read_samples(tmp_path / "out", split, verify=True))) == num
-    text = "".join(p.read_text() for p in (tmp_path / "out").glob("*.json"))
-    assert str(tmp_path) not in text
+    for name in ("receipt.json", "summary.json", "report.html"):
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+    assert "examine" in rows["slowest"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["dropped"]["missing_path"] == 0  # a reason without a drop is said too
+    assert set(summary["splits"]) == set(SPLITS)
+    assert summary["modalities"] == {"image": {"num_pairs": 53, "num_kept": 40}}
+    assert summary["balance"]["shop"]["8"] == {"num_pairs": 4, "num_kept": 4}
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_failed_run_leaves_what_was_there(tmp_path: Path) -> None:
     faulty_pool(tmp_path / "pool")
-    curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    _run(_config(), tmp_path / "pool", tmp_path / "out")
     before = sha256_tree(tmp_path / "out")
     with pytest.raises(DataError, match="fewer than 50"):
-        curate.run(_config(min_pairs=50), pool=tmp_path / "pool", out=tmp_path / "out")
+        _run(_config(min_pairs=50), tmp_path / "pool", tmp_path / "out")
     assert sha256_tree(tmp_path / "out") == before
-    curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
+    _run(_config(), tmp_path / "pool", tmp_path / "out")
     assert sha256_tree(tmp_path / "out") == before
 
 
+FEW = {"filters": ["readable", "caption_length", "exact_duplicate"]}
 _SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{here!r}, {tests!r}]
-from test_curation_stage import _config
-from coembed.stages import curate
+from test_curation_stage import FEW, _config, _run
 if __name__ == "__main__":
-    curate.run(_config(num_workers=2), pool=Path({pool!r}), out=Path({out!r}))
+    _run(_config(num_workers=2, **FEW), Path({pool!r}), Path({out!r}), runs="killed-runs")
 """
 
 
 def test_sigkill_and_again_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     faulty_pool(tmp_path / "pool", num_good=1050)
     pool, out = tmp_path / "pool", tmp_path / "killed"
-    curate.run(_config(num_workers=1), pool=pool, out=tmp_path / "whole")
+    _run(_config(num_workers=1, **FEW), pool, tmp_path / "whole")
     tests = Path(__file__).parents[2]
     script = tmp_path / "script.py"
     script.write_text(
@@ -76,23 +90,28 @@ def test_sigkill_and_again_ends_as_if_nothing_had_happened(tmp_path: Path) -> No
         )
     )
     partial = tmp_path / ".killed.partial"
-    for moment in (".spool.arrow", "t*.tar"):  # killed while it examines, and while it packs
+    lasting = tmp_path / "killed-runs" / "curate"
+    moments = (  # killed while it examines, while it judges the pool, and while it packs
+        (lasting, "examined/*/part-000000.parquet"),
+        (lasting, "scratch/ledger.duckdb"),
+        (partial, "t*.tar"),
+    )
+    for folder, moment in moments:
         process = subprocess.Popen([sys.executable, str(script)])
         deadline = time.monotonic() + 60
-        while not any(partial.glob(moment)) and time.monotonic() < deadline:
+        while not any(folder.glob(moment)) and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert any(partial.glob(moment)) and not out.exists()
-    curate.run(_config(num_workers=1), pool=pool, out=out)
+        assert any(folder.glob(moment)) and not out.exists()
+    _run(_config(num_workers=1, **FEW), pool, out)
     assert sha256_tree(out) == sha256_tree(tmp_path / "whole")
     assert not partial.exists()
-
-
-def test_the_summary_keeps_its_keys_from_run_to_run(tmp_path: Path) -> None:
-    faulty_pool(tmp_path / "pool")
-    curate.run(_config(), pool=tmp_path / "pool", out=tmp_path / "out")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["dropped"]["missing_path"] == 0  # a reason without a drop is said too
-    assert set(summary["splits"]) == set(SPLITS)
+    # And from what the killed runs left in their runs/, too.
+    _run(_config(num_workers=1, **FEW), pool, out, runs="killed-runs")
+    assert sha256_tree(out) == sha256_tree(tmp_path / "whole")
+    assert not (lasting / "scratch").exists()
+    costs = json.loads((lasting / "costs.json").read_text())
+    assert costs["examine"]["num_reused"] >= 1024
+    assert {"examine", "load", "check exact_duplicate", "pack"} <= set(costs["steps_s"])

@@ -57,9 +57,8 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_curation_workers import note_and_sleep
 from coembed.curation.workers import Workers
-if __name__ == "__main__":
-    with Workers(2) as workers:
-        list(workers.map(note_and_sleep, [{folder!r}] * 2))
+with Workers(2) as workers:  # no `if __name__ == "__main__"`: the workers do not run this again
+    list(workers.map(note_and_sleep, [{folder!r}] * 2))
 """
 
 

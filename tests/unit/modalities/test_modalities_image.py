@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,7 +155,7 @@ def test_size_is_checked_before_decoding(kind: str, monkeypatch: pytest.MonkeyPa
 
     data = _encode(_pixels(50, 41), kind)
     assert decode_image(data, max_pixels=50 * 41).shape == (50, 41, 3)
-    monkeypatch.setattr(image_modality.simplejpeg, "decode_jpeg", refuse)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
     monkeypatch.setattr(Image.Image, "load", refuse)
     with pytest.raises(DataError, match="41 × 50 = 2,050 pixels, at most 2,049"):
         decode_image(data, max_pixels=50 * 41 - 1)

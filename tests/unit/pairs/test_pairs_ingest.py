@@ -14,7 +14,7 @@ import pytest
 
 from coembed.errors import UserError
 from coembed.files import sha256_bytes, sha256_tree
-from coembed.pairs import ingest as ingest_module
+from coembed.pairs import intake as intake_module
 from coembed.pairs.ingest import IngestSummary, ingest
 from coembed.pairs.pool import read_pool
 
@@ -80,17 +80,17 @@ def test_twice_changes_nothing_and_growth_adds_only_what_is_new(tmp_path: Path) 
 def test_a_killed_ingest_ends_like_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest_module, "_PART_PAIRS", 3)
+    monkeypatch.setattr(intake_module, "PART_PAIRS", 3)
     names = [f"{i}.jpg" for i in range(10)]
     _media(tmp_path / "in", *names)
     rows = "".join(f"{name},caption {name},{i}\n" for i, name in enumerate(names))
     source = _csv(tmp_path / "in" / "pairs.csv", "path,caption,n\n" + rows)
     ingest(source, tmp_path / "whole")
 
-    take = ingest_module._Intake.take
+    take = intake_module.Intake.take
     taken = 0
 
-    def killed(self: ingest_module._Intake, row: ingest_module.Row) -> ingest_module.Refusal | None:
+    def killed(self: intake_module.Intake, row: intake_module.Row) -> intake_module.Refusal | None:
         nonlocal taken
         taken += 1
         if taken > 5:
@@ -98,7 +98,7 @@ def test_a_killed_ingest_ends_like_a_whole_one(
         return take(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module._Intake, "take", killed)
+        patch.setattr(intake_module.Intake, "take", killed)
         with pytest.raises(KeyboardInterrupt):
             ingest(source, tmp_path / "cut")
     (tmp_path / "cut" / ".ingest").mkdir()  # what SIGKILL leaves

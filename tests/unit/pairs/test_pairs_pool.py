@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coembed.errors import DataError
+from coembed.pairs.media_types import modality_of
 from coembed.pairs.pool import open_pool, read_pool
 
 
@@ -168,3 +169,11 @@ def test_csv_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "pairs" / "a.csv").write_bytes(b"path,caption\na.jpg,caf\xe9\n")
     with pytest.raises(DataError, match=r"a\.csv"):
         read_pool(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["a.wav", "a.b/c", ".wav", "a/.wav", "a.wav/", "a.", "", "x/y.MP3", "a..flac", "q.txt"]
+)
+def test_the_modality_is_what_the_ending_says(tmp_path: Path, path: str) -> None:
+    _pool(tmp_path, a_csv=f"path,caption,x\n{path},words,1\n")
+    assert read_pool(tmp_path)["modality"].tolist() == [modality_of(path)]

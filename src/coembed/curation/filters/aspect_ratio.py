@@ -24,18 +24,18 @@ class Settings(ComponentSettings):
 
 
 class AspectRatio(Filter):
-    """Looks at the header only. Other modalities pass."""
+    """Looks at the size as shown. Other modalities pass."""
 
     reasons = ("extreme_ratio",)
 
     def __init__(self, max_ratio: float) -> None:
         self._max_ratio = max_ratio
 
-    def check(self, candidate: Candidate) -> Verdict:
+    def judge(self, candidate: Candidate) -> Verdict:
         """Judge the longer side over the shorter one."""
-        if not candidate.is_image:
+        width, height = candidate.facts.width_px, candidate.facts.height_px
+        if width is None or height is None:
             return Verdict()
-        _, width, height = candidate.header
         ratio = max(width, height) / min(width, height)
         if ratio <= self._max_ratio:
             return Verdict()

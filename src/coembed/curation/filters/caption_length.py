@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from coembed.curation.candidate import Candidate
 from coembed.curation.filters.base import Filter, Verdict
+from coembed.curation.words import quoted
 from coembed.settings import ComponentSettings
 
 
@@ -16,7 +17,7 @@ class Settings(ComponentSettings):
 
     `min_letters` counts letters of any script: "---" and "0042" say nothing about a picture, and
     one Chinese character may. `min_words` counts runs between spaces; it is off, because not every
-    script puts spaces between words.
+    script puts spaces between words. The bounds are guesses, wide on purpose.
     """
 
     name: Literal["caption_length"] = "caption_length"
@@ -44,24 +45,23 @@ class CaptionLength(Filter):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def check(self, candidate: Candidate) -> Verdict:
+    def judge(self, candidate: Candidate) -> Verdict:
         """Judge the caption."""
         bounds = self._settings
-        caption = candidate.pair.caption.strip()
+        caption = candidate.caption.strip()
         if not caption:
             return Verdict("empty_caption", "no text")
-        shown = repr(caption if len(caption) <= 40 else caption[:39] + "…")
         if len(caption) > bounds.max_chars:
             return Verdict(
-                "long_caption", f"{shown}: {len(caption)} characters > {bounds.max_chars}"
+                "long_caption",
+                f"{quoted(caption)}: {len(caption)} characters > {bounds.max_chars}",
             )
-        num_letters = sum(map(str.isalpha, caption))
         counts = (
             (len(caption), bounds.min_chars, "characters"),
-            (num_letters, bounds.min_letters, "letters"),
+            (sum(map(str.isalpha, caption)), bounds.min_letters, "letters"),
             (len(caption.split()), bounds.min_words, "words"),
         )
         for num, least, unit in counts:
             if num < least:
-                return Verdict("short_caption", f"{shown}: {num} {unit} < {least}")
+                return Verdict("short_caption", f"{quoted(caption)}: {num} {unit} < {least}")
         return Verdict()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
+import pyarrow as pa
 
-from coembed.curation.filters.base import Filter, PoolDrop, Records
+from coembed.curation.filters.base import Filter, PoolView
 from coembed.settings import ComponentSettings
 
 
 class Settings(ComponentSettings):
     """Nothing to set: same bytes are the same item.
 
-    List it last: a filter after it may drop the pair that the duplicates were dropped for.
+    List it after the filters that judge captions and media: a filter after it may drop the pair
+    that the duplicates were dropped for.
     """
 
     name: Literal["exact_duplicate"] = "exact_duplicate"
@@ -22,6 +23,32 @@ class Settings(ComponentSettings):
     def build(self) -> Filter:
         """Make the filter."""
         return ExactDuplicate()
+
+
+# The rows of every item that has several, and to each the first row that has its caption. The
+# owner's own captions come first: a copy must not push one of them out.
+_MEMBERS = """
+CREATE TEMP TABLE exact_members AS
+WITH owners AS (SELECT item, min(row) AS owner FROM kept GROUP BY item HAVING count(*) > 1),
+members AS (
+    SELECT kept.row, kept.item, kept.caption_key, owner, kept.path_key = own.path_key AS is_own
+    FROM kept JOIN owners USING (item) JOIN kept AS own ON own.row = owners.owner
+)
+SELECT row, owner, is_own, first_value(row) OVER (
+    PARTITION BY item, caption_key ORDER BY is_own DESC, row
+) AS earliest FROM members
+"""
+_VERDICTS = """
+SELECT found.row,
+    if(is_own, 'repeated_pair', 'exact_duplicate') AS reason,
+    if(is_own, 'same path and caption as pair ' || named.pair_id,
+       'same bytes as ' || named.path || if(found.row = earliest,
+       '; its caption was added there', '; its caption was there already')) AS detail,
+    named.row AS duplicate_of,
+    NOT is_own AND found.row = earliest AS keep_caption
+FROM exact_members AS found JOIN kept AS named ON named.row = if(is_own, earliest, owner)
+WHERE NOT is_own OR found.row <> earliest
+"""
 
 
 class ExactDuplicate(Filter):
@@ -34,36 +61,8 @@ class ExactDuplicate(Filter):
 
     reasons = ("exact_duplicate", "repeated_pair")
 
-    def check_pool(self, records: Records) -> Iterator[PoolDrop]:
+    def check_pool(self, pool: PoolView) -> Iterator[pa.Table]:
         """Judge the rows of every item that has more than one."""
-        rows = np.flatnonzero(records.kept)
-        rows = rows[np.argsort(records.items[rows], kind="stable")]
-        items = records.items[rows]
-        starts = np.flatnonzero(np.r_[True, items[1:] != items[:-1]]) if len(rows) else rows
-        ends = np.r_[starts[1:], len(rows)]
-        several = ends - starts > 1
-        for start, end in zip(starts[several], ends[several], strict=True):
-            yield from self._judge(rows[start:end].tolist(), records)
-
-    def _judge(self, rows: list[int], records: Records) -> Iterator[PoolDrop]:
-        """`rows` are one item's, in pool order."""
-        owner = rows[0]
-        own = [row for row in rows if records.paths[row] == records.paths[owner]]
-        copies = [row for row in rows if records.paths[row] != records.paths[owner]]
-        by_caption: dict[int, int] = {}
-        # The owner's own captions first: a copy must not push one of them out.
-        for row in own:
-            caption = int(records.captions[row])
-            if caption in by_caption:
-                first = by_caption[caption]
-                detail = f"same path and caption as pair {records.pair_id(first)}"
-                yield PoolDrop(row, "repeated_pair", detail, first)
-            else:
-                by_caption[caption] = row
-        for row in copies:
-            caption = int(records.captions[row])
-            is_new = caption not in by_caption
-            by_caption.setdefault(caption, row)
-            added = "its caption was added there" if is_new else "its caption was there already"
-            detail = f"same bytes as {records.path(owner)}; {added}"
-            yield PoolDrop(row, "exact_duplicate", detail, owner, keep_caption=is_new)
+        pool.execute(_MEMBERS)
+        for batch in pool.query(_VERDICTS):
+            yield pa.Table.from_batches([batch])

@@ -12,7 +12,9 @@ from coembed.settings import ComponentSettings
 
 
 class Settings(ComponentSettings):
-    """`min_px` is the least width and the least height."""
+    """`min_px` is the least width and the least height. 32 is a guess: the smallest picture of
+    which a person can still tell what it shows; web-scale sets ask for 200 (DataComp: Gadre et al.,
+    2023, basic filtering)."""
 
     name: Literal["image_size"] = "image_size"
     min_px: int = Field(default=32, ge=1)
@@ -23,19 +25,17 @@ class Settings(ComponentSettings):
 
 
 class ImageSize(Filter):
-    """Looks at the header only. Other modalities pass."""
+    """Looks at the size as shown. Other modalities pass."""
 
     reasons = ("small_image",)
 
     def __init__(self, min_px: int) -> None:
         self._min_px = min_px
 
-    def check(self, candidate: Candidate) -> Verdict:
+    def judge(self, candidate: Candidate) -> Verdict:
         """Judge width and height."""
-        if not candidate.is_image:
-            return Verdict()
-        _, width, height = candidate.header
-        if min(width, height) >= self._min_px:
+        width, height = candidate.facts.width_px, candidate.facts.height_px
+        if width is None or height is None or min(width, height) >= self._min_px:
             return Verdict()
         side, px = ("width", width) if width <= height else ("height", height)
         return Verdict("small_image", f"{side} {px} px < {self._min_px} px")

@@ -1,11 +1,12 @@
-"""Drop pictures that do not decode whole: cut short, damaged, or no picture at all."""
+"""Drop pictures and sounds that do not decode whole: cut short, damaged, or something else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from coembed.curation.candidate import Candidate, Undecodable
-from coembed.curation.filters.base import Filter, Verdict
+from coembed.curation.filters.base import Cell, Filter
+from coembed.curation.media import DECODE_REASONS, Media
 from coembed.settings import ComponentSettings
 
 
@@ -20,15 +21,15 @@ class Settings(ComponentSettings):
 
 
 class Readable(Filter):
-    """Decodes every pixel as strictly as the decoders can. Other modalities pass."""
+    """Decodes every pixel and every sample, as strictly as the decoders can.
 
-    reasons = ("unreadable", "truncated", "too_many_pixels")
+    What it finds are faults (`Facts.fault`), which drop a pair whichever filter met them first.
+    Without it, and without any other filter that looks at pixels or samples, only headers are read.
+    """
 
-    def check(self, candidate: Candidate) -> Verdict:
-        """Judge the picture."""
-        if candidate.is_image:
-            try:
-                candidate.check_pixels()
-            except Undecodable as finding:
-                return Verdict(finding.reason, finding.detail)
-        return Verdict()
+    reasons = DECODE_REASONS
+
+    def measure(self, media: Media) -> Mapping[str, Cell]:
+        """Decode everything. Raises Undecodable."""
+        media.check()
+        return {}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coembed.errors import DataError
+from coembed.pairs.limits import check_columns, listed
 from coembed.types import Attribute
 
 # What people call the two columns, most telling first. The first one present is taken.
@@ -99,9 +100,11 @@ def find_columns(names: Sequence[str], options: ReadOptions, source: Path) -> Ta
     """Find path and caption among the columns `names`: as the options say, else by usual names. An
     option that repeats our own name ("path" for path) is no more than the first guess.
 
-    Raises DataError that lists the columns when one is not there.
+    Raises DataError that lists the columns when one is not there, when there are too many, or when
+    two have one name.
     """
-    have = ", ".join(map(repr, names)) or "none"
+    check_columns(names, source)
+    have = listed(names)
     said = {o: t for o, t in options.columns.items() if o != t or t in names}
     for ours, theirs in said.items():
         if theirs not in names:
@@ -210,7 +213,10 @@ def attribute(value: Any) -> Attribute | None:
         return None
     if isinstance(value, (bool, int, str)):
         return value
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    except (RecursionError, TypeError, ValueError) as error:  # nested like a bomb, keys that differ
+        return f"no JSON: {error}"
 
 
 def usual_split(split: str) -> str | None:

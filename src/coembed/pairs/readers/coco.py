@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from coembed.errors import DataError
+from coembed.pairs.limits import listed
 from coembed.pairs.readers.base import ReadOptions, Refusal, Row, locate
 
 _PEEK_BYTES = 1 << 16
+_MAX_BYTES = 512 << 20  # COCO's own captions have 92 MB; Python holds a few times as much
 
 
 def recognises(source: Path) -> bool:
@@ -30,16 +32,16 @@ def read(source: Path, options: ReadOptions) -> Iterator[Row | Refusal]:
     """
     images, annotations = _load(source)
     captions: dict[Any, list[str]] = {}
-    known = {image.get("id") for image in images if isinstance(image, dict)}
+    known = {_key(image.get("id")) for image in images if isinstance(image, dict)}
     for number, annotation in enumerate(annotations):
         where = f"{source.name}: annotations[{number}]"
         if not isinstance(annotation, dict) or not isinstance(annotation.get("caption"), str):
             yield Refusal(where, "missing_caption", "the annotation has no caption")
-        elif annotation.get("image_id") not in known:
+        elif (key := _key(annotation.get("image_id"))) not in known:
             found = f"image_id {annotation.get('image_id')!r} is not among the images"
             yield Refusal(where, "unknown_image", found)
         else:
-            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+            captions.setdefault(key, []).append(annotation["caption"])
     root = options.media_root or _find_root(source, images)
     for number, image in enumerate(images):
         where = f"{source.name}: images[{number}]"
@@ -47,7 +49,8 @@ def read(source: Path, options: ReadOptions) -> Iterator[Row | Refusal]:
         if not isinstance(name, str) or not name:
             yield Refusal(where, "missing_path", "the image has no file_name")
             continue
-        if image.get("id") not in captions:
+        image_id = image.get("id")
+        if _key(image_id) not in captions:
             yield Refusal(where, "missing_caption", f"no annotation describes {name}")
             continue
         media = locate(name, root, where)
@@ -55,13 +58,22 @@ def read(source: Path, options: ReadOptions) -> Iterator[Row | Refusal]:
             yield media
             continue
         # Captions of COCO often end in a line break.
-        texts = tuple(text.strip() for text in captions[image["id"]])
-        image_id = image["id"]
+        texts = tuple(text.strip() for text in captions[_key(image_id)])
         attributes = {"image_id": image_id} if isinstance(image_id, (int, str)) else {}
         yield Row(where, media, name, texts, attributes=attributes)
 
 
+def _key(image_id: Any) -> Any:
+    """An id by which captions are found. Ids are numbers or texts; JSON may hold anything."""
+    return image_id if isinstance(image_id, (int, str)) else repr(image_id)
+
+
 def _load(source: Path) -> tuple[list[Any], list[Any]]:
+    if (size := source.stat().st_size) > _MAX_BYTES:
+        raise DataError(
+            f"{source} has {size:,} bytes; COCO files are read whole, up to {_MAX_BYTES:,} bytes",
+            hint="split it, or make it JSON Lines, which are read line by line",
+        )
     try:
         whole = json.loads(source.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -70,7 +82,7 @@ def _load(source: Path) -> tuple[list[Any], list[Any]]:
     for key in ("images", "annotations"):
         part = whole.get(key) if isinstance(whole, dict) else None
         if not isinstance(part, list):
-            found = ", ".join(map(repr, whole)) if isinstance(whole, dict) else "no object"
+            found = listed(list(whole)) if isinstance(whole, dict) else "no object"
             raise DataError(
                 f"{source} is not COCO captions: no list {key!r} in it (it holds {found})"
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coembed.pairs.limits import MAX_ROW_BYTES
 from coembed.pairs.readers.base import (
     ReadOptions,
     Refusal,
@@ -36,8 +37,15 @@ def _read_lines(path: Path, options: ReadOptions) -> Iterator[Row | Refusal]:
     root = options.media_root or path.parent
     columns: TableColumns | None = None
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
             where = f"{path.name}:{number}"
+            if len(line) > MAX_ROW_BYTES:
+                while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
+                    pass
+                yield Refusal(where, "malformed_row", f"more than {MAX_ROW_BYTES:,} bytes")
+                continue
             if not line.strip():
                 continue
             try:

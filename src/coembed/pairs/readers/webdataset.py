@@ -22,7 +22,9 @@ from coembed.types import Attribute
 
 _ENDINGS = (".tar",)
 _CAPTIONS = ("txt", "caption", "text")
-_MAX_TEXT_BYTES = 1 << 24
+_MAX_TEXT_BYTES = 1 << 22
+_MAX_HEADER_BYTES = 1 << 20  # of a long name or of extended headers
+_MAX_LABEL_DIGITS = 18  # int64
 _NOT_ATTRIBUTES = frozenset(
     {"caption", "captions", "text", "path", "pair_id", "pair_ids", "item_id"}
 )
@@ -47,16 +49,38 @@ def read(source: Path, options: ReadOptions) -> Iterator[Row | Refusal]:
                 yield _sample(path, key, held)
                 held = {}
             key = stem
-            held[ending] = data
+            if ending in held:
+                detail = "the sample has a member of that name already"
+                yield Refusal(f"{path.name}:{stem}.{ending}", "duplicate_member", detail)
+            else:
+                # Of several media none is taken: only one need be in memory.
+                several = ending in MEDIA_ENDINGS and any(e in MEDIA_ENDINGS for e in held)
+                held[ending] = b"" if several else data
         if key is not None:
             yield _sample(path, key, held)
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose own data (a long name, extended headers), which tarfile reads into memory
+    before anyone can look at it, has a limit."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """The header in `buf`."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type not in (*tarfile.SUPPORTED_TYPES, tarfile.SOLARIS_XHDTYPE):
+            return header
+        own = header.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE)
+        if own and header.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
 
 
 def _members(path: Path, max_media_bytes: int) -> Iterator[tuple[str, str, bytes] | Refusal]:
     """Key, ending and contents of the members that belong to samples."""
     try:
         # No compression is accepted: a small .tar.gz can unpack to any size.
-        with tarfile.open(path, "r|", bufsize=1 << 20) as tar:
+        with tarfile.open(path, "r|", bufsize=1 << 20, tarinfo=_Header) as tar:
             for info in tar:
                 tar.members.clear()  # type: ignore[attr-defined] # or it remembers every member
                 where = f"{path.name}:{info.name}"
@@ -67,6 +91,9 @@ def _members(path: Path, max_media_bytes: int) -> Iterator[tuple[str, str, bytes
                     continue
                 if not info.isreg():
                     yield Refusal(where, "not_a_file", "a link, device or pipe in the tar")
+                elif info.issparse():
+                    # A few bytes can stand for any number of zeros.
+                    yield Refusal(where, "not_a_file", "a sparse file in the tar")
                 elif info.name.startswith("/") or ".." in info.name.split("/"):
                     yield Refusal(where, "climbing_name", "the member's name leaves its folder")
                 elif stem.startswith("__") or base.startswith("._"):
@@ -86,7 +113,7 @@ def _members(path: Path, max_media_bytes: int) -> Iterator[tuple[str, str, bytes
                     if len(data) < info.size:
                         raise tarfile.ReadError("unexpected end of data")
                     yield f"{folder}{slash}{stem}", ending, data
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         yield Refusal(path.name, "damaged_archive", f"read no further: {error}")
 
 
@@ -122,7 +149,8 @@ def _sample(path: Path, key: str, held: dict[str, bytes]) -> Row | Refusal:
             attributes[name] = value
     label = held.get("cls", b"").decode("ascii", "replace").strip()
     if label:
-        attributes["label"] = int(label) if label.isdecimal() else label
+        is_number = label.isdecimal() and len(label) <= _MAX_LABEL_DIGITS
+        attributes["label"] = int(label) if is_number else label
     return Row(
         where,
         held[media[0]],
