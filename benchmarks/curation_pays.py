@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small shop; nothing is saved")
     parser.add_argument("--seeds", type=int, default=3, help="of the training")
     parser.add_argument("--shop-seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="more collapse on a busy machine")
     args = parser.parse_args()
-    few = ["train.epochs=2"] if args.quick else []
+    few = [f"train.num_threads={args.threads}", *(["train.epochs=2"] if args.quick else [])]
     figures: dict[str, dict[str, list[float]]] = {"with": {}, "without": {}}
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)

@@ -1,8 +1,7 @@
 """What does the search for near duplicates cost as the pool grows?
 
-Time and memory of the search by perceptual hash (`coembed.curation.lookalikes.propose`, in one
-process) at 10 thousand, 100 thousand and 1 million pictures, sixteen window hashes each, in a
-process of its own per size. A hash is the signs of mixtures of 24 random numbers, so that its bits
+Time and memory of the search by perceptual hash (`lookalikes.propose`, in one process) at 10
+thousand, 100 thousand and 1 million pictures, sixteen window hashes each, a process a size. A hash is the signs of mixtures of 24 random numbers, so that its bits
 hang together as those of photographs do, and windows differ from their frame as crops do. One
 picture in fifty is another one's copy, a few bits off; every one must be proposed. Beside it,
 comparing all windows with all frames and their mirror images, which has the same outcome, measured
@@ -28,9 +27,9 @@ import numpy as np
 from _report import report
 from numpy.typing import NDArray
 
-from coembed.curation.hamming import plan_search
-from coembed.curation.lookalikes import propose
-from coembed.curation.perceptual import MIRROR, NUM_BITS, NUM_WINDOWS
+from coembed.curation.lookalikes.hamming import plan_search
+from coembed.curation.lookalikes.lookalikes import propose
+from coembed.curation.lookalikes.perceptual import MIRROR, NUM_BITS, NUM_WINDOWS
 
 RADIUS = 6
 SIZES = (10_000, 100_000, 1_000_000)

@@ -14,11 +14,11 @@ from typing import Any, Self
 import pyarrow as pa
 
 from coembed.curation.database import Database
+from coembed.curation.examination.part_cells import normal_caption
+from coembed.curation.examination.workers import Workers
 from coembed.curation.filters.base import Filter
-from coembed.curation.part_cells import normal_caption
 from coembed.curation.pool_view import FilterPool, Surroundings, make_attributes
 from coembed.curation.rows_table import Examined
-from coembed.curation.workers import Workers
 
 
 class CaptionPool:

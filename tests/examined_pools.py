@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coembed.curation.examine import Costs, Examination, FilterBuilder, examine_pool
+from coembed.curation.examination.examine import Costs, Examination, FilterBuilder, examine_pool
 from coembed.curation.spool import BATCH_ROWS, write_spool
 from coembed.pairs.pool import open_pool
 

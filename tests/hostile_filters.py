@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from coembed.curation.candidate import Candidate
 from coembed.curation.filters.base import Cell, ColumnType, Filter, Verdict
-from coembed.curation.media import Media
+from coembed.curation.media.media import Media
 from coembed.settings import ComponentSettings
 
 

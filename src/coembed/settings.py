@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -83,7 +82,23 @@ class Component:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        build: Callable[[str], dict[str, Any]] = lambda name: component_settings(  # noqa: E731
-            self.package, name
-        ).model_json_schema()
-        return {"anyOf": [build(name) for name in component_names(self.package)]}
+        components = (component_settings(self.package, n) for n in component_names(self.package))
+        return {"anyOf": [_without_references(made.model_json_schema()) for made in components]}
+
+
+def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` with its `$defs` written out where they are used: they would get lost when it
+    becomes part of another one."""
+    definitions = schema.pop("$defs", {})
+
+    def write_out(node: Any) -> Any:
+        if isinstance(node, list):
+            return [write_out(member) for member in node]
+        if not isinstance(node, dict):
+            return node
+        name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+        whole = {**definitions[name], **node} if name else node
+        return {key: write_out(value) for key, value in whole.items() if key != "$ref"}
+
+    written: dict[str, Any] = write_out(schema)
+    return written

@@ -119,7 +119,7 @@ def _print_pairs(found: Shown) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from coembed.curation.report_text import visible
+    from coembed.curation.report.report_text import visible
 
     title = f"{found.title}: {found.num:,}"
     if found.num > len(found.rows):

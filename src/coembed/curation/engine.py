@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from coembed.curation.database import Database
-from coembed.curation.examine import (
+from coembed.curation.examination.examine import (
     CRASH_REASONS,
     Costs,
     Examination,
@@ -28,9 +28,11 @@ from coembed.curation.examine import (
     declared_reasons,
     examine_pool,
 )
+from coembed.curation.examination.workers import Workers, choose_num_workers
 from coembed.curation.filters.base import Filter
 from coembed.curation.ledger import Ledger
 from coembed.curation.manifest import Judged, write_manifest
+from coembed.curation.media.undecodable import DECODE_REASONS
 from coembed.curation.overrides import OVERRIDE_REASON, read_overrides
 from coembed.curation.pack import Packer, place_rows, plan_shards
 from coembed.curation.pool_view import FilterPool, Surroundings, make_attributes
@@ -42,8 +44,6 @@ from coembed.curation.spare import REJUDGED, judge_spared
 from coembed.curation.split import assign_splits
 from coembed.curation.spool import BATCH_ROWS, Spool, write_spool
 from coembed.curation.summary import Summary, check_enough, check_training, summarise
-from coembed.curation.undecodable import DECODE_REASONS
-from coembed.curation.workers import Workers, choose_num_workers
 from coembed.errors import DataError
 from coembed.files import write_json
 from coembed.locking import exclusive

@@ -20,10 +20,10 @@ import duckdb
 import pyarrow as pa
 
 from coembed.curation.database import Database, quote
+from coembed.curation.examination.workers import Workers
 from coembed.curation.filters.base import ColumnType
 from coembed.curation.reading import read_media
 from coembed.curation.rows_table import Examined
-from coembed.curation.workers import Workers
 from coembed.errors import DataError
 
 T = TypeVar("T")

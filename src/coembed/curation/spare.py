@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from coembed.curation.candidate import Candidate, Facts
 from coembed.curation.database import Database, quote
+from coembed.curation.examination.part_cells import normal_caption, text_key
 from coembed.curation.filters.base import Cell, Filter
 from coembed.curation.ledger import ARROW_TYPES
-from coembed.curation.part_cells import normal_caption, text_key
 from coembed.curation.rows_table import Examined
 from coembed.curation.spool import Spool
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coembed.curation.look import PICK_KEY, Manifest, PairRow
 from coembed.curation.overrides import Decision, read_overrides, remove_decision, write_decision
-from coembed.curation.report_pictures import UNDECODABLE
-from coembed.curation.report_sections import filter_of_reason, partner_id
+from coembed.curation.report.look import PICK_KEY, Manifest, PairRow
+from coembed.curation.report.report_pictures import UNDECODABLE
+from coembed.curation.report.report_sections import filter_of_reason, partner_id
 from coembed.errors import DataError, UserError
 
 Mark = Literal["keep", "drop", "skip"]

@@ -29,9 +29,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel
 
 from coembed.config import Config
-from coembed.curation.look import Manifest
 from coembed.curation.overrides import Decision
-from coembed.curation.report import MANIFEST, build_filters
+from coembed.curation.report.look import Manifest
+from coembed.curation.report.report import MANIFEST, build_filters
 from coembed.errors import CoembedError, ServiceError
 from coembed.serve.decisions import Review, choose_entries
 from coembed.serve.review_media import PairViews

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from coembed.curation.look import FACT_COLUMNS, Manifest, PairRow
 from coembed.curation.reading import read_media
-from coembed.curation.report_pictures import SOUND_TYPES, UNDECODABLE, small_picture
-from coembed.curation.report_sections import chips, explain, filter_of_reason
-from coembed.curation.report_text import column_label, number, visible, words
+from coembed.curation.report.look import FACT_COLUMNS, Manifest, PairRow
+from coembed.curation.report.report_pictures import SOUND_TYPES, UNDECODABLE, small_picture
+from coembed.curation.report.report_sections import chips, explain, filter_of_reason
+from coembed.curation.report.report_text import column_label, number, visible, words
 from coembed.curation.settings import CurateSettings
 from coembed.serve.decisions import Entry, Review
 

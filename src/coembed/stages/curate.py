@@ -30,7 +30,9 @@ def run(cfg: Config, *, root: Path, pool: Path, out: Path, runs: Path, overrides
             source, folder, cfg.curate,
             seed=cfg.seed, root=root, runs=runs, overrides=overrides, timings=timings,
         )  # fmt: skip
-        from coembed.curation.report import write_report  # its template engine is slow to import
+        from coembed.curation.report.report import (
+            write_report,  # its template engine is slow to import
+        )
 
         with timings.of("report"):
             write_report(folder, pool=pool, settings=cfg.curate)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from coembed.config import Config
-from coembed.curation.examine import declared_reasons
-from coembed.curation.look import FACT_COLUMNS, PICK_KEY, Manifest, Measured, PairRow
+from coembed.curation.examination.examine import declared_reasons
 from coembed.curation.overrides import OVERRIDE_REASON, Decision, Overrides, read_overrides
-from coembed.curation.report import MANIFEST, build_filters
-from coembed.curation.report_sections import explain, filter_of_reason, partner_id
-from coembed.curation.report_splits import SPLIT_REASONS
-from coembed.curation.report_text import column_label, number, visible, words
+from coembed.curation.report.look import FACT_COLUMNS, PICK_KEY, Manifest, Measured, PairRow
+from coembed.curation.report.report import MANIFEST, build_filters
+from coembed.curation.report.report_sections import explain, filter_of_reason, partner_id
+from coembed.curation.report.report_splits import SPLIT_REASONS
+from coembed.curation.report.report_text import column_label, number, visible, words
 from coembed.errors import UserError
 
 _NUM_DUPLICATES = 5

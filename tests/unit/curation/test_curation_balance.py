@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from caption_pools import CaptionPool, item_id
 
+from coembed.curation.captions.words import words
 from coembed.curation.filters import attribute_cap, concept_cap
 from coembed.curation.filters.attribute_cap import greatest_cap
-from coembed.curation.words import words
 from coembed.errors import ConfigError
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coembed.curation import examine
-from coembed.curation.part_task import JUDGING, READING, Costs, PartResult, PartTask
-from coembed.curation.parts import PartStore, part_schema
+from coembed.curation.examination import examine
+from coembed.curation.examination.part_task import JUDGING, READING, Costs, PartResult, PartTask
+from coembed.curation.examination.parts import PartStore, part_schema
+from coembed.curation.examination.supervise import IDLE, Death
 from coembed.curation.spool import PAIR_FIELDS, write_spool
-from coembed.curation.supervise import IDLE, Death
 from coembed.errors import ServiceError
 
 NUM = 40

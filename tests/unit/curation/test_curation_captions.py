@@ -9,6 +9,7 @@ import time
 import pytest
 
 from coembed.curation.candidate import Candidate, Facts
+from coembed.curation.captions.words import quoted, words
 from coembed.curation.filters import (
     caption_file_name,
     caption_language,
@@ -18,7 +19,6 @@ from coembed.curation.filters import (
     caption_symbols,
 )
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.words import quoted, words
 from coembed.types import Pair
 
 PRODUCTS = (

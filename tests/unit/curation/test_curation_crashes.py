@@ -10,7 +10,7 @@ import pytest
 from examined_pools import Examined, write_pool
 from hostile_filters import settings
 
-from coembed.curation.supervise import Death, Supervised, Watch
+from coembed.curation.examination.supervise import Death, Supervised, Watch
 from coembed.errors import DataError, ServiceError
 
 NUM = 90
@@ -30,7 +30,7 @@ def _pool(folder: Path, hostile: dict[int, str], captions: dict[int, str] | None
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coembed.curation.examine.PART_ROWS", 32)
+    monkeypatch.setattr("coembed.curation.examination.examine.PART_ROWS", 32)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coembed.curation.clusters import assign, fit_centres
-from coembed.curation.cross_fit import count_steps, torch_threads
-from coembed.curation.cross_fit_settings import CrossFitSettings
-from coembed.curation.folds import assign_folds
-from coembed.curation.small_towers import SmallTowers, Vocabulary, words
-from coembed.curation.thumbnails import picture_keys
+from coembed.curation.matching.clusters import assign, fit_centres
+from coembed.curation.matching.cross_fit import count_steps, torch_threads
+from coembed.curation.matching.cross_fit_settings import CrossFitSettings
+from coembed.curation.matching.folds import assign_folds
+from coembed.curation.matching.small_towers import SmallTowers, Vocabulary, words
+from coembed.curation.matching.thumbnails import picture_keys
 
 
 @settings(max_examples=60, deadline=None)

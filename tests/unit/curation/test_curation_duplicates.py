@@ -13,11 +13,11 @@ import pytest
 from caption_pools import CaptionPool
 
 from coembed.curation.database import Database
+from coembed.curation.examination.workers import Workers
 from coembed.curation.filters.exact_duplicate import Settings as ExactDuplicate
 from coembed.curation.filters.repeated_caption import Settings as RepeatedCaption
 from coembed.curation.pool_view import FilterPool, Surroundings
 from coembed.curation.rows_table import Examined
-from coembed.curation.workers import Workers
 
 KINDS = ("mug", "chair", "lamp", "boots", "dress", "watch")
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from coembed.curation.engine import curate
 from coembed.curation.filters.evaluation_leak import Settings
-from coembed.curation.references import read_references
+from coembed.curation.lookalikes.references import read_references
 from coembed.curation.settings import CurateSettings
 from coembed.errors import DataError
 from coembed.pairs.pool import open_pool

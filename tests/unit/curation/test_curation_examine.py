@@ -16,17 +16,17 @@ from hostile_filters import settings
 from PIL import Image
 
 from coembed.curation.candidate import Facts
-from coembed.curation.examine import (
+from coembed.curation.examination.examine import (
     PART_ROWS,
     declared_columns,
     declared_reasons,
     normal_caption,
     part_schema,
 )
+from coembed.curation.examination.part_cells import FACT_NAMES
+from coembed.curation.examination.parts import OWN_FIELDS, rows_hash
 from coembed.curation.filters.base import ColumnType, Filter
-from coembed.curation.media import Media
-from coembed.curation.part_cells import FACT_NAMES
-from coembed.curation.parts import OWN_FIELDS, rows_hash
+from coembed.curation.media.media import Media
 from coembed.errors import ConfigError
 
 

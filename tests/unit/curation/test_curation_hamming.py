@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coembed.curation import hamming
-from coembed.curation.hamming import plan_search, search_table
+from coembed.curation.lookalikes.hamming import plan_search, search_table
+from coembed.curation.lookalikes.lookalikes import hamming
 
 Pairs = set[tuple[int, int]]
 

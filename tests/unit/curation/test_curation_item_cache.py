@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coembed.curation.candidate import Facts
+from coembed.curation.examination.item_cache import CacheReader, ItemCache, decode, encode, item_key
 from coembed.curation.filters.base import Cell
-from coembed.curation.item_cache import CacheReader, ItemCache, decode, encode, item_key
 
 _TEXT = st.text(max_size=20)
 _CELLS = st.dictionaries(
@@ -116,7 +116,7 @@ def test_no_database_is_a_miss(tmp_path: Path) -> None:
 
 
 def test_a_locked_database_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coembed.curation.item_cache._PATIENCE_S", 0.05)
+    monkeypatch.setattr("coembed.curation.examination.item_cache._PATIENCE_S", 0.05)
     with ItemCache(tmp_path, "a") as cache:
         other = sqlite3.connect(cache.path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -128,7 +128,7 @@ def test_a_locked_database_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_disk_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coembed.curation.item_cache._LEAVE_FREE_BYTES", 2**70)
+    monkeypatch.setattr("coembed.curation.examination.item_cache._LEAVE_FREE_BYTES", 2**70)
     with ItemCache(tmp_path, "a") as cache:
         cache.add(_entries(0, 5).items())
     assert CacheReader(cache.path).look_up(list(_entries(0, 5))) == {}
@@ -144,7 +144,7 @@ def test_the_identities_used_last_are_kept(tmp_path: Path) -> None:
 _SCRIPT = """
 import sys
 from pathlib import Path
-from coembed.curation.item_cache import ItemCache, encode, item_key
+from coembed.curation.examination.item_cache import ItemCache, encode, item_key
 from coembed.curation.candidate import Facts
 cache = ItemCache(Path(sys.argv[1]), "a")
 for part in range(10**6):

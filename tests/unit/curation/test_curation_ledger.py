@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from coembed.curation.database import Database
+from coembed.curation.examination.workers import Workers
 from coembed.curation.filters.base import Filter, drop_table
 from coembed.curation.ledger import Ledger
 from coembed.curation.overrides import Overrides
 from coembed.curation.pool_view import FilterPool, Surroundings, make_attributes
 from coembed.curation.rows_table import Examined
 from coembed.curation.settle import settle_duplicates
-from coembed.curation.workers import Workers
 
 NUM = 8
 HOSTILE = 'a "quoted"; DROP TABLE rows --'

@@ -15,9 +15,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from coembed.curation import picture as picture_module
 from coembed.curation.candidate import Facts
-from coembed.curation.media import DECODE_REASONS, Header, Media, Undecodable
+from coembed.curation.media.media import DECODE_REASONS, Header, Media, Undecodable
+from coembed.curation.media.media import picture as picture_module
 from coembed.modalities.image import decode_image
 
 
@@ -372,7 +372,7 @@ def test_a_fault_is_found_once_and_raised_again(monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: object) -> None:
         raise AssertionError("decoded twice")
 
-    monkeypatch.setattr("coembed.curation.media.read_pixels", refuse)
+    monkeypatch.setattr("coembed.curation.media.media.read_pixels", refuse)
     for look in (media.check, lambda: media.pixels, lambda: media.grey):
         with pytest.raises(Undecodable) as caught:
             look()
@@ -388,7 +388,7 @@ def test_pixels_are_decoded_once_and_only_when_asked_for(monkeypatch: pytest.Mon
         calls.append(len(data))
         return real(data, header, orientation)
 
-    monkeypatch.setattr("coembed.curation.media.read_pixels", counted)
+    monkeypatch.setattr("coembed.curation.media.media.read_pixels", counted)
     media = _media(WHOLE["jpeg"])
     media.facts()
     assert not calls
@@ -413,7 +413,7 @@ def test_decoders_say_nothing_on_the_standard_error() -> None:
     lines = [
         "import io, sys",
         "from PIL import Image",
-        "from coembed.curation.media import Media, Undecodable",
+        "from coembed.curation.media.media import Media, Undecodable",
         "for compression in ('tiff_lzw', 'tiff_adobe_deflate', 'lzma', 'packbits'):",
         "    buffer = io.BytesIO()",
         "    Image.effect_noise((64, 64), 50).save(buffer, 'TIFF', compression=compression)",

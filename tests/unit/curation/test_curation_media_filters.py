@@ -24,7 +24,7 @@ from coembed.curation.filters import (
     readable,
 )
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.media import DECODE_REASONS, Media, Undecodable
+from coembed.curation.media.media import DECODE_REASONS, Media, Undecodable
 from coembed.settings import component_settings
 from coembed.types import Modality, Pair
 

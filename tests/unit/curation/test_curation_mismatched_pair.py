@@ -14,8 +14,13 @@ from pool_views import SmallPool
 from pydantic import ValidationError
 
 from coembed.curation.filters.mismatched_pair import MismatchedPair, Settings
-from coembed.curation.mismatch import Limits, find_limits
-from coembed.curation.pair_scores import References, fit_scale, score_mispaired, score_pairs
+from coembed.curation.matching.mismatch import Limits, find_limits
+from coembed.curation.matching.pair_scores import (
+    References,
+    fit_scale,
+    score_mispaired,
+    score_pairs,
+)
 from coembed.models.build import build_model
 from coembed.models.checkpoint import save_model
 from coembed.models.encoder import load_encoder

@@ -11,10 +11,10 @@ import pytest
 from caption_pools import CaptionPool
 from datasketch import MinHash
 
-from coembed.curation import bands as bands_module
-from coembed.curation.bands import Bands
+from coembed.curation.captions import bands as bands_module
+from coembed.curation.captions.bands import Bands
+from coembed.curation.captions.minhash import BANDS, ROWS, band_keys, jaccard, shingles
 from coembed.curation.filters import near_caption
-from coembed.curation.minhash import BANDS, ROWS, band_keys, jaccard, shingles
 
 NEAR = near_caption.Settings().build()
 # The bound without evidence as low as the one with it.

@@ -15,12 +15,11 @@ from lookalike_pictures import COPIES, copy_of, jpeg, photograph
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from coembed.curation import lookalikes
 from coembed.curation.engine import curate
 from coembed.curation.filters.near_duplicate import Settings
-from coembed.curation.grouping import components, stars
-from coembed.curation.lookalikes import Pairs, nearest, orient, propose
-from coembed.curation.perceptual import MIRROR, NUM_WINDOWS
+from coembed.curation.lookalikes.grouping import components, stars
+from coembed.curation.lookalikes.lookalikes import Pairs, lookalikes, nearest, orient, propose
+from coembed.curation.lookalikes.perceptual import MIRROR, NUM_WINDOWS
 from coembed.curation.settings import CurateSettings
 from coembed.pairs.pool import open_pool
 

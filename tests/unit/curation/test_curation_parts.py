@@ -20,7 +20,7 @@ PART = 20
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coembed.curation.examine.PART_ROWS", PART)
+    monkeypatch.setattr("coembed.curation.examination.examine.PART_ROWS", PART)
 
 
 def _rows(num: int) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
-import coembed.curation.examine as examine
+import coembed.curation.examination.examine as examine
 from examined_pools import Examined
 from hostile_filters import settings
 examine.PART_ROWS = {part}

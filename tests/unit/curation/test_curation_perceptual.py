@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-from coembed.curation.alignment import align
-from coembed.curation.perceptual import (
+from coembed.curation.lookalikes.alignment import align
+from coembed.curation.lookalikes.perceptual import (
     LUMA,
     MIRROR,
     NUM_WINDOWS,
@@ -24,7 +24,7 @@ from coembed.curation.perceptual import (
     hash_thumbnails,
     unpack_thumbnails,
 )
-from coembed.curation.resemblance import Proposal, resemblance
+from coembed.curation.lookalikes.resemblance import Proposal, resemblance
 
 
 def _thumbnails(*pictures: Image.Image) -> NDArray[np.uint8]:

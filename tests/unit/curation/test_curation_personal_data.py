@@ -11,9 +11,9 @@ from itertools import pairwise
 import pytest
 
 from coembed.curation.candidate import Candidate, Facts
+from coembed.curation.captions.personal import Kind, find
 from coembed.curation.filters import personal_data
 from coembed.curation.filters.base import Verdict
-from coembed.curation.personal import Kind, find
 from coembed.types import Pair
 
 MASKS = personal_data.Settings().build()

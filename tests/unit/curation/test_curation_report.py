@@ -21,23 +21,23 @@ from curation_pools import picture
 from manifests import MadeUpFilter, write_curated
 from PIL import Image
 
-from coembed.curation.examine import declared_reasons
+from coembed.curation.examination.examine import declared_reasons
 from coembed.curation.filters.base import Filter
-from coembed.curation.look import Manifest
 from coembed.curation.overrides import OVERRIDE_REASON
-from coembed.curation.report import gather, render, write_report
-from coembed.curation.report_change import last_change
-from coembed.curation.report_numbers import (
+from coembed.curation.report.look import Manifest
+from coembed.curation.report.report import gather, render, write_report
+from coembed.curation.report.report_change import last_change
+from coembed.curation.report.report_numbers import (
     Categories,
     Constant,
     Histogram,
     fact_distributions,
     score_distributions,
 )
-from coembed.curation.report_pictures import Pictures, small_picture
-from coembed.curation.report_sections import Cards, doubtful_pairs, duplicate_groups
-from coembed.curation.report_splits import balances
-from coembed.curation.report_text import FAMILIES, meaning, number, percent, short, visible
+from coembed.curation.report.report_pictures import Pictures, small_picture
+from coembed.curation.report.report_sections import Cards, doubtful_pairs, duplicate_groups
+from coembed.curation.report.report_splits import balances
+from coembed.curation.report.report_text import FAMILIES, meaning, number, percent, short, visible
 from coembed.curation.settings import CurateSettings
 from coembed.errors import DataError
 from coembed.settings import component_names
@@ -231,7 +231,7 @@ def test_a_far_outlier_does_not_squeeze_the_rest(tmp_path: Path) -> None:
     rows[7]["price"] = float("nan")
     write_curated(tmp_path, rows)
     with Manifest(tmp_path / "manifest.parquet", {}) as manifest:
-        from coembed.curation.report_numbers import attribute_distributions
+        from coembed.curation.report.report_numbers import attribute_distributions
 
         (view,) = attribute_distributions(manifest)
     assert isinstance(view, Histogram)
@@ -258,7 +258,7 @@ def test_balance_is_that_of_plain_counting(tmp_path: Path) -> None:
 
 
 def test_chance_is_what_drawing_gives() -> None:
-    from coembed.curation.report_splits import _chance
+    from coembed.curation.report.report_splits import _chance
 
     shares = np.array([0.5, 0.3, 0.15, 0.05])
     rng = np.random.default_rng(0)

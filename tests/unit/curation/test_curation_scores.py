@@ -14,7 +14,7 @@ from curation_pools import picture
 from coembed.curation.candidate import Candidate
 from coembed.curation.engine import curate
 from coembed.curation.filters.base import Cell, Filter, PoolView, Verdict
-from coembed.curation.media import Media
+from coembed.curation.media.media import Media
 from coembed.curation.settings import CurateSettings
 from coembed.pairs.pool import open_pool
 from coembed.pairs.shards import read_shard

@@ -14,9 +14,9 @@ from PIL import Image
 from pool_views import SmallPool
 from pydantic import ValidationError
 
-from coembed.curation.embedding_cache import EmbeddingCache
 from coembed.curation.filters.semantic_duplicate import Settings
-from coembed.curation.semantic import find_semantic_duplicates
+from coembed.curation.matching.embedding_cache import EmbeddingCache
+from coembed.curation.matching.semantic import find_semantic_duplicates
 from coembed.errors import ModelError
 from coembed.models.build import build_model
 from coembed.models.checkpoint import save_model

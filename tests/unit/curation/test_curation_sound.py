@@ -14,10 +14,10 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from coembed.curation import sound as sound_module
-from coembed.curation.media import DECODE_REASONS, Media, Undecodable
-from coembed.curation.sound import FLOOR_DBFS, Sound
-from coembed.curation.sound_files import sniff_sound
+from coembed.curation.media.media import DECODE_REASONS, Media, Undecodable
+from coembed.curation.media.media import sound as sound_module
+from coembed.curation.media.sound import FLOOR_DBFS, Sound
+from coembed.curation.media.sound_files import sniff_sound
 from coembed.modalities._resample import resample
 
 RATE = 8000
@@ -241,7 +241,7 @@ def test_decoders_say_nothing_on_the_standard_error() -> None:
     """mpg123 and cffi's callbacks would. In a process of its own: file descriptor 2."""
     lines = [
         "import sys; from pathlib import Path",
-        "from coembed.curation.media import Media",
+        "from coembed.curation.media.media import Media",
         "data = bytearray(sys.stdin.buffer.read())",
         "data[len(data) // 2 : len(data) // 2 + 60] = bytes(range(60))",
         "for cut in (len(data), len(data) // 2, 900):",

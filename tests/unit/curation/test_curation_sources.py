@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coembed.curation import sources
-from coembed.curation.sources import sources_hash
+from coembed.curation.examination import sources
+from coembed.curation.examination.sources import sources_hash
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_measuring_does_not_depend_on_the_report() -> None:
     files = []
     for known in (sources._hash, sources._imports, sources._source):
         known.cache_clear()
-    waiting = ["coembed.curation.media", "coembed.curation.part_examiner"]
+    waiting = ["coembed.curation.media.media", "coembed.curation.examination.part_examiner"]
     while waiting:
         name = waiting.pop()
         path = sources._source(name)
@@ -70,6 +70,6 @@ def test_measuring_does_not_depend_on_the_report() -> None:
             continue
         files.append(name)
         waiting += [n for n in sources._imports(name, path) if n.startswith("coembed")]
-    assert {"coembed.curation.picture", "coembed.curation.reading"} <= set(files)
+    assert {"coembed.curation.media.picture", "coembed.curation.reading"} <= set(files)
     for room in ("report", "engine", "pack", "split", "settings"):
         assert f"coembed.curation.{room}" not in files

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coembed.curation.workers import Workers, choose_num_workers
+from coembed.curation.examination.workers import Workers, choose_num_workers
 from coembed.errors import DataError, ServiceError
 
 
@@ -56,7 +56,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_curation_workers import note_and_sleep
-from coembed.curation.workers import Workers
+from coembed.curation.examination.workers import Workers
 with Workers(2) as workers:  # no `if __name__ == "__main__"`: the workers do not run this again
     list(workers.map(note_and_sleep, [{folder!r}] * 2))
 """

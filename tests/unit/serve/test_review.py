@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from manifests import MadeUpFilter, write_curated
 from PIL import Image
 
-from coembed.curation.look import Manifest
 from coembed.curation.overrides import read_overrides, write_decision
+from coembed.curation.report.look import Manifest
 from coembed.curation.settings import CurateSettings
 from coembed.errors import DataError, ServiceError, UserError
 from coembed.serve.decisions import Review, choose_entries

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from coembed.curation.candidate import Candidate
 from coembed.curation.filters.base import Cell, ColumnType, Filter, Verdict
-from coembed.curation.media import Media
+from coembed.curation.media.media import Media
 from coembed.settings import ComponentSettings
 
 
@@ -30,7 +30,7 @@ class Settings(ComponentSettings):
 
 
 class AudioLevel(Filter):
-    """One pass over all samples (see `coembed.curation.sound.Sound`). Other modalities pass.
+    """One pass over all samples (see `coembed.curation.media.sound.Sound`). Other modalities pass.
 
     Columns: `rms_dbfs`, `peak_dbfs`, `clipped_share`.
     """

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import pyarrow as pa
 
 from coembed.curation.candidate import Candidate
-from coembed.curation.media import Media
+from coembed.curation.media.media import Media
 
 ColumnType = Literal["int64", "float64", "string", "binary"]
 Cell = int | float | str | bytes

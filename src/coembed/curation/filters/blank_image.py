@@ -9,7 +9,7 @@ from pydantic import Field
 
 from coembed.curation.candidate import Candidate
 from coembed.curation.filters.base import Cell, ColumnType, Filter, Verdict
-from coembed.curation.media import Media
+from coembed.curation.media.media import Media
 from coembed.settings import ComponentSettings
 
 _IGNORED_SHARE = 0.005  # at either end: dust, hot pixels, a scratch

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from coembed.curation.candidate import Candidate
 from coembed.curation.filters.base import Cell, ColumnType, Filter, Verdict
-from coembed.curation.media import MIN_SIDE_PX, Media
+from coembed.curation.media.media import MIN_SIDE_PX, Media
 from coembed.modalities._pixels import Pixels
 from coembed.settings import ComponentSettings
 

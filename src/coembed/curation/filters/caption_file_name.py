@@ -6,8 +6,8 @@ import re
 from typing import Literal
 
 from coembed.curation.candidate import Candidate
+from coembed.curation.captions.words import quoted
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.words import quoted
 from coembed.settings import ComponentSettings
 
 # A name longer than any file system allows (255 bytes) is text.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 
 from coembed.curation.candidate import Candidate
+from coembed.curation.captions.words import quoted
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.words import quoted
 from coembed.settings import ComponentSettings
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from coembed.curation.candidate import Candidate
+from coembed.curation.captions.markup import urls, without, without_html
+from coembed.curation.captions.words import quoted
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.markup import urls, without, without_html
-from coembed.curation.words import quoted
 from coembed.settings import ComponentSettings
 
 Action = Literal["clean", "drop", "keep"]

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from coembed.curation.candidate import Candidate
+from coembed.curation.captions.words import UNSPACED, quoted
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.words import UNSPACED, quoted
 from coembed.settings import ComponentSettings
 
 # Only what has no innocent meaning in any common language: no cock, tit, pussy willow, spic and

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from coembed.curation.candidate import Candidate
+from coembed.curation.captions.words import quoted
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.words import quoted
 from coembed.settings import ComponentSettings
 
 # Fewer symbols than this beside a letter prove nothing: "C++".

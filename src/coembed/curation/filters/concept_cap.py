@@ -16,8 +16,8 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
+from coembed.curation.captions.words import WORD_SQL
 from coembed.curation.filters.base import Filter, PoolView
-from coembed.curation.words import WORD_SQL
 from coembed.settings import ComponentSettings
 
 _MAX_WORDS = 5

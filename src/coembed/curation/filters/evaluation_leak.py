@@ -11,12 +11,19 @@ from PIL import Image
 from pydantic import Field
 
 from coembed.curation.filters.base import Cell, ColumnType, Filter, PoolView
-from coembed.curation.fingerprints import Fingerprints, Pictures
-from coembed.curation.hamming import Places
-from coembed.curation.lookalikes import Judge, Orientation, Pairs, nearest, orient, propose
-from coembed.curation.media import Media
-from coembed.curation.perceptual import fingerprint, hash_thumbnails
-from coembed.curation.references import References, read_references
+from coembed.curation.lookalikes.fingerprints import Fingerprints, Pictures
+from coembed.curation.lookalikes.hamming import Places
+from coembed.curation.lookalikes.lookalikes import (
+    Judge,
+    Orientation,
+    Pairs,
+    nearest,
+    orient,
+    propose,
+)
+from coembed.curation.lookalikes.perceptual import fingerprint, hash_thumbnails
+from coembed.curation.lookalikes.references import References, read_references
+from coembed.curation.media.media import Media
 from coembed.settings import ComponentSettings
 
 

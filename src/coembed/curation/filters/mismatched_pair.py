@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from coembed.curation.cross_fit_settings import CrossFitSettings
 from coembed.curation.filters.base import ColumnType, Filter, PoolView
-from coembed.curation.given_model import GivenModelSettings
+from coembed.curation.matching.cross_fit_settings import CrossFitSettings
+from coembed.curation.matching.given_model import GivenModelSettings
 from coembed.files import sha256_json
 
 if TYPE_CHECKING:
-    from coembed.curation.judged_pairs import JudgedPairs
-    from coembed.curation.match_scores import MatchScores
-    from coembed.curation.mismatch import Limits
+    from coembed.curation.matching.judged_pairs import JudgedPairs
+    from coembed.curation.matching.match_scores import MatchScores
+    from coembed.curation.matching.mismatch import Limits
 
 # Part of the cache's key: to be changed whenever the same pairs would get other scores.
 _VERSION = 1
@@ -85,7 +85,7 @@ class MismatchedPair(Filter):
 
     def check_pool(self, pool: PoolView) -> Iterator[pa.Table]:
         """Judge all kept pairs of images."""
-        from coembed.curation.judged_pairs import JudgedPairs
+        from coembed.curation.matching.judged_pairs import JudgedPairs
 
         self.notes = []
         pairs = JudgedPairs(pool)
@@ -114,13 +114,13 @@ class MismatchedPair(Filter):
                 f"(cross_fit.min_pairs is {least:,}); nothing is dropped"
             )
             return None
-        from coembed.curation.match_scores import MatchScores
+        from coembed.curation.matching.match_scores import MatchScores
 
         if settings.scorer == "model":
             return self._score_by_model(pool, pairs)
         import torch
 
-        from coembed.curation.match_cross_fit import TooLittle, score_by_cross_fit
+        from coembed.curation.matching.match_cross_fit import TooLittle, score_by_cross_fit
 
         identity = [torch.__version__, settings.cross_fit.model_dump(mode="json")]
         folder = self._folder(pool, pairs, "cross_fit", identity)
@@ -136,8 +136,8 @@ class MismatchedPair(Filter):
         return found
 
     def _score_by_model(self, pool: PoolView, pairs: JudgedPairs) -> MatchScores:
-        from coembed.curation.match_model import score_by_model
-        from coembed.curation.match_scores import MatchScores
+        from coembed.curation.matching.match_model import score_by_model
+        from coembed.curation.matching.match_scores import MatchScores
 
         encoder = self._settings.open(pool.root)
         notice = self._settings.pin_notice(encoder)
@@ -160,7 +160,7 @@ class MismatchedPair(Filter):
         return folder
 
     def _limits(self, found: MatchScores, judged: np.ndarray) -> Limits:
-        from coembed.curation.mismatch import find_limits
+        from coembed.curation.matching.mismatch import find_limits
 
         settings = self._settings
         return find_limits(

@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from coembed.curation.agreement import agreements, evidence
-from coembed.curation.bands import Bands
-from coembed.curation.boilerplate import Cluster, Limits, find_clusters
+from coembed.curation.captions.agreement import agreements, evidence
+from coembed.curation.captions.bands import Bands
+from coembed.curation.captions.boilerplate import Cluster, Limits, find_clusters
+from coembed.curation.captions.minhash import BANDS, band_keys, jaccard, shingles
+from coembed.curation.examination.part_cells import normal_caption
 from coembed.curation.filters.base import Filter, PoolView
-from coembed.curation.minhash import BANDS, band_keys, jaccard, shingles
-from coembed.curation.part_cells import normal_caption
 from coembed.settings import ComponentSettings
 
 # What boilerplate varies in is a number (a price, a code, a counter), so all numbers are one here.

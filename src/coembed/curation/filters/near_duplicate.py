@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from coembed.curation.filters.base import Cell, ColumnType, Filter, PoolView
-from coembed.curation.fingerprints import Fingerprints, Pictures
-from coembed.curation.grouping import components, stars
-from coembed.curation.hamming import Places
-from coembed.curation.lookalikes import Judge, Pairs, nearest, orient, propose
-from coembed.curation.media import Media
-from coembed.curation.perceptual import NUM_BITS, fingerprint
+from coembed.curation.lookalikes.fingerprints import Fingerprints, Pictures
+from coembed.curation.lookalikes.grouping import components, stars
+from coembed.curation.lookalikes.hamming import Places
+from coembed.curation.lookalikes.lookalikes import Judge, Pairs, nearest, orient, propose
+from coembed.curation.lookalikes.perceptual import NUM_BITS, fingerprint
+from coembed.curation.media.media import Media
 from coembed.settings import ComponentSettings
 
 # Of a larger component only direct neighbours of a representative join it.

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from coembed.curation.candidate import Candidate
+from coembed.curation.captions.personal import Kind, Place, find
 from coembed.curation.filters.base import Filter, Verdict
-from coembed.curation.personal import Kind, Place, find
 from coembed.settings import ComponentSettings
 
 _NAMES: dict[Kind, tuple[str, str]] = {

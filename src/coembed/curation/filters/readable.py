@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from coembed.curation.filters.base import Cell, Filter
-from coembed.curation.media import DECODE_REASONS, Media
+from coembed.curation.media.media import DECODE_REASONS, Media
 from coembed.settings import ComponentSettings
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from coembed.curation.agreement import evidence
+from coembed.curation.captions.agreement import evidence
 from coembed.curation.filters.base import Filter, PoolView
 from coembed.settings import ComponentSettings
 
@@ -19,7 +19,7 @@ class Settings(ComponentSettings):
 
     "Red sneakers" may be true of a thousand items, "no description available" of none. Where the
     pool has attributes, they tell the two apart. A column counts as evidence when items that share
-    a caption mostly share its value (see `coembed.curation.agreement`; at least `agreement` on
+    a caption mostly share its value (see `captions.agreement`; at least `agreement` on
     average): a kind or a colour will, a licence or a year will not. Then
 
     - items that agree in such a column have their caption in common for a reason, and keep it

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from coembed.curation.filters.base import ColumnType, Filter, PoolView
-from coembed.curation.given_model import GivenModelSettings
+from coembed.curation.matching.given_model import GivenModelSettings
 from coembed.progress import tracker
 
 Numbers = NDArray[np.int64]
@@ -59,10 +59,10 @@ class SemanticDuplicate(Filter):
 
     def check_pool(self, pool: PoolView) -> Iterator[pa.Table]:
         """Judge all kept images."""
-        from coembed.curation.cross_fit import torch_threads
-        from coembed.curation.embeddings import embed_pictures
-        from coembed.curation.judged_pairs import JudgedPairs
-        from coembed.curation.semantic import find_semantic_duplicates
+        from coembed.curation.matching.cross_fit import torch_threads
+        from coembed.curation.matching.embeddings import embed_pictures
+        from coembed.curation.matching.judged_pairs import JudgedPairs
+        from coembed.curation.matching.semantic import find_semantic_duplicates
 
         settings = self._settings
         self.notes = []
