@@ -1,11 +1,12 @@
 """What does the search for near duplicates cost as the pool grows?
 
 Time and memory of the search by perceptual hash (`lookalikes.propose`, in one process) at 10
-thousand, 100 thousand and 1 million pictures, sixteen window hashes each, a process a size. A hash is the signs of mixtures of 24 random numbers, so that its bits
-hang together as those of photographs do, and windows differ from their frame as crops do. One
-picture in fifty is another one's copy, a few bits off; every one must be proposed. Beside it,
-comparing all windows with all frames and their mirror images, which has the same outcome, measured
-where that takes seconds and worked out from there by the square.
+thousand, 100 thousand and 1 million pictures, sixteen window hashes each, a process a size. A
+hash is the signs of mixtures of 24 random numbers, so that its bits hang together as those of
+photographs do, and windows differ from their frame as crops do. One picture in fifty is another
+one's copy, a few bits off; every one must be proposed. Beside it, comparing all windows with all
+frames and their mirror images, which has the same outcome, measured where that takes seconds and
+worked out from there by the square.
 
 The ratio is the one search over the other at 1 million; the limit for growth is linear.
 
