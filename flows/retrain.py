@@ -30,6 +30,7 @@ def retrain(project: str = ".", overrides: list[str] | None = None) -> dict[str,
     run_id = flow_run.get_id() or "local"
     with tasks.opened(Path(project).resolve(), run_id, overrides or []) as run:
         outcomes: dict[str, str] = {"curate": tasks.curate(run)}
+        tasks.show_data(run, outcomes["curate"])
         outcomes["train"], mlflow_run = tasks.train(run)
         outcomes["evaluate"] = tasks.evaluate(run)
         version = tasks.register(run, mlflow_run)

@@ -35,6 +35,9 @@ from coembed.stages import promote as promote_stage
 from coembed.stages import register as register_stage
 from coembed.stages import standing
 from coembed.stages.result import Result
+from flows.data_change import curation_costs, data_change
+
+_RECEIPT = "retrain.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,16 +221,33 @@ def publish(run: Run) -> str:
     return f"{where}, {'pushed to' if pushed else 'no'} DVC remote"
 
 
+def show_data(run: Run, curated: str) -> None:
+    """What changed in the data since the last run, and what curating them took (`curated`: whether
+    it ran), on the terminal and as an artifact."""
+    changed = data_change(run.space.tree, run.cfg.paths.pool, run.receipts / _RECEIPT)
+    costs = curation_costs(curated, run.receipts / "curate" / "costs.json")
+    print_rows("Data", (("pool", changed.line), ("curation", costs.line)))
+    create_markdown_artifact(
+        key="data",
+        markdown=f"{changed.page}\n# What curation took\n\n{costs.page}",
+        description="What changed in the data, and what curation took",
+    )
+
+
 def leave_receipt(
     run: Run, outcomes: dict[str, str], version: dict[str, Any], decision: dict[str, Any]
 ) -> None:
     """Say, last of all, what this run left served. A refused challenger leaves no receipt."""
     if decision["promoted"]:
         standing.leave(
-            run.receipts / "retrain.json",
+            run.receipts / _RECEIPT,
             recipe=standing.recipe_hash(run.space.tree, run.cfg.paths.pool),
             outcomes=outcomes,
             served={"version": version["version"], "collection": decision["collection"]},
+            data={
+                "commit": run.space.commit,
+                "md5": dvc.data_hash(run.space.tree, run.cfg.paths.pool),
+            },
         )
 
 

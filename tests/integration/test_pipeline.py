@@ -6,8 +6,10 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,23 @@ def test_a_second_retrain_sees_that_there_is_nothing_to_do(retrained: Project) -
     before, lock = _served(retrained), retrained.lock()
     done = retrained.coembed("retrain")
     assert "nothing to retrain" in done.stdout
+    # As if the last run had other data: the flow compares with what its commit names.
+    receipt = retrained.root / "runs" / "retrain.json"
+    left = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**left, "data": {**left["data"], "md5": f"{0:032}.dir"}}))
     forced = retrained.coembed("retrain", "--force")
+    since = f"since the last run ({left['data']['commit'][:10]})"
+    assert f"360 → 360 pairs {since}: no pair differs" in " ".join(forced.stdout.split())
+    with closing(sqlite3.connect(retrained.root / "runs" / "prefect" / "prefect.db")) as database:
+        told = [
+            json.loads(page)
+            for (page,) in database.execute(
+                "SELECT data FROM artifact WHERE key = 'data' ORDER BY created"
+            )
+        ]
+    first, last = told[0], told[-1]
+    assert "No earlier run to compare with" in first and "| examine |" in first
+    assert "Nothing changed." in last and "Curation did not run: unchanged." in last
     outcomes = dict(
         line.split(maxsplit=1)
         for line in forced.stdout.split("Retrain")[-1].splitlines()

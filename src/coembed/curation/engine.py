@@ -9,6 +9,7 @@ files in `runs/curate`.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,6 @@ from coembed.curation.spool import BATCH_ROWS, Spool, write_spool
 from coembed.curation.summary import Summary, check_enough, check_training, summarise
 from coembed.errors import DataError
 from coembed.files import write_json
-from coembed.locking import exclusive
 from coembed.pairs.pool import Pool
 from coembed.pairs.shards import Shard
 from coembed.progress import tracker
@@ -97,10 +97,11 @@ def curate(
 ) -> Summary:
     """Curate `pool` into the existing, empty folder `out`; the caller writes the receipt.
 
-    `root` is the project's folder, `runs` the one for what outlives a run, `overrides` what people
-    decided about single pairs. `timings` is filled on the way. Raises DataError when the pool has
-    no row, lacks a group_by column, changes under way, or keeps fewer than `min_pairs` pairs or no
-    training item, and when the overrides are malformed.
+    `root` is the project's folder, `runs` the one for what outlives a run (of one run at a time:
+    the caller holds a lock), `overrides` what people decided about single pairs. `timings` is
+    filled on the way. Raises DataError when the pool has no row, lacks a group_by column, changes
+    under way, or keeps fewer than `min_pairs` pairs or no training item, and when the overrides are
+    malformed.
     """
     _check_columns(pool, settings.split.group_by)
     decided = read_overrides(overrides) if overrides else read_overrides(root / "overrides.csv")
@@ -111,11 +112,7 @@ def curate(
     num_workers = choose_num_workers(settings.num_workers)
 
     lasting = runs / "curate"
-    with (
-        # Runs of two worktrees share what outlives them.
-        exclusive(lasting / "lock", doing="curating", wait=True),
-        _scratch_folder(lasting / "scratch") as scratch,
-    ):
+    with _scratch_folder(lasting / "scratch") as scratch:
         with timings.of("read tables"):
             num_rows = write_spool(
                 scratch / "spool.arrow", pool.schema, pool.batches(max_rows=BATCH_ROWS)
@@ -199,6 +196,7 @@ def curate(
                 reasons=[*declared_reasons(filters), OVERRIDE_REASON],
                 attributes=attributes,
                 unknown_overrides=unknown,
+                notes={name: tuple(judge.notes) for name, judge in filters.items() if judge.notes},
             )
     write_json(out / SUMMARY, summary.as_dict())
     write_json(lasting / COSTS, timings.as_dict())
@@ -263,6 +261,8 @@ def _check_pool(
             FilterPool(name, ledger.database, examined, found, around, workers) as view,
         ):
             ledger.apply(place, name, judge, judge.check_pool(view))
+        for note in judge.notes:
+            print(f"{name}: {note}", file=sys.stderr, flush=True)
         if judge.columns:
             found[f"found_{place}"] = tuple(judge.columns)
     return found

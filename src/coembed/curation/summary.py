@@ -35,7 +35,8 @@ class Summary:
 
     `dropped` has every reason that can occur, zeros included. `modalities` and `balance` (a column
     of the pool: a value of it) hold the pairs that came and that are kept. `overrides`: what came
-    of people's decisions; `unknown_overrides` are pair ids that the pool does not have.
+    of people's decisions; `unknown_overrides` are pair ids that the pool does not have. `notes`:
+    what filters say of the pool as a whole, by filter.
     """
 
     num_pairs: int
@@ -50,6 +51,7 @@ class Summary:
     split_reasons: Mapping[str, int]
     overrides: Mapping[str, int]
     unknown_overrides: tuple[str, ...]
+    notes: Mapping[str, tuple[str, ...]]
 
     def as_dict(self) -> dict[str, Any]:
         """For summary.json."""
@@ -69,6 +71,7 @@ class Summary:
             },
             "split_reasons": dict(self.split_reasons),
             "overrides": {**self.overrides, "unknown": len(self.unknown_overrides)},
+            "notes": {name: list(said) for name, said in self.notes.items()},
         }
 
 
@@ -85,6 +88,7 @@ def summarise(
     reasons: Sequence[str],
     attributes: Sequence[str],
     unknown_overrides: tuple[str, ...],
+    notes: Mapping[str, tuple[str, ...]],
 ) -> Summary:
     """Count. `reasons`: all that can occur; `attributes`: the names of columns a0, a1, ..."""
     dropped = dict(database.rows("SELECT reason, count(*) FROM drops GROUP BY reason"))
@@ -118,6 +122,7 @@ def summarise(
         },
         overrides=_overrides(database),
         unknown_overrides=unknown_overrides,
+        notes=notes,
     )
 
 

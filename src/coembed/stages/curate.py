@@ -8,6 +8,7 @@ from coembed.config import Config
 from coembed.curation.engine import Timings, curate
 from coembed.curation.summary import Summary
 from coembed.files import atomic_folder, write_receipt
+from coembed.locking import exclusive
 from coembed.pairs.pool import open_pool
 from coembed.stages.result import Result
 
@@ -23,9 +24,14 @@ def run(cfg: Config, *, root: Path, pool: Path, out: Path, runs: Path, overrides
     `overrides` is a file of people's decisions, which need not be there. Raises DataError when the
     pool or the overrides are missing or malformed, or when too few pairs are kept.
     """
-    source = open_pool(pool)
     timings = Timings()
-    with atomic_folder(out) as folder:
+    with (
+        # Runs of two worktrees share what outlives them, and two runs of one project fill one
+        # folder: the second begins once the first has left.
+        exclusive(runs / "curate" / "lock", doing="curating", wait=True),
+        atomic_folder(out) as folder,
+    ):
+        source = open_pool(pool)
         summary = curate(
             source, folder, cfg.curate,
             seed=cfg.seed, root=root, runs=runs, overrides=overrides, timings=timings,

@@ -16,6 +16,7 @@ from coembed.curation.examination.examine import declared_reasons
 from coembed.curation.overrides import OVERRIDE_REASON, Decision, Overrides, read_overrides
 from coembed.curation.report.look import FACT_COLUMNS, PICK_KEY, Manifest, Measured, PairRow
 from coembed.curation.report.report import MANIFEST, build_filters
+from coembed.curation.report.report_pictures import UNDECODABLE
 from coembed.curation.report.report_sections import explain, filter_of_reason, partner_id
 from coembed.curation.report.report_splits import SPLIT_REASONS
 from coembed.curation.report.report_text import column_label, number, visible, words
@@ -315,4 +316,6 @@ def _people(row: PairRow, decided: Overrides) -> list[tuple[str, str]]:
 def _pending(row: PairRow, decision: Decision) -> str:
     if row.kept == (decision == "keep"):
         return "the filters say the same"
-    return "the next `coembed curate` follows it, unless there is nothing to keep"
+    if row.text("drop_reason") in (*UNDECODABLE, "repeated_pair_id"):
+        return "but there is nothing to keep"
+    return "the next `coembed curate` follows it"

@@ -21,9 +21,17 @@ from coembed.services import Services
 from coembed.stages.result import Result
 
 
-def leave(path: Path, *, recipe: str, outcomes: dict[str, str], served: dict[str, Any]) -> None:
-    """Write the receipt of a finished retrain; `served` has `version` and `collection`."""
-    write_json(path, {"recipe": recipe, "outcomes": outcomes, **served})
+def leave(
+    path: Path,
+    *,
+    recipe: str,
+    outcomes: dict[str, str],
+    served: dict[str, Any],
+    data: dict[str, Any],
+) -> None:
+    """Write the receipt of a finished retrain; `served` has `version` and `collection`, `data` the
+    git `commit` of the run and DVC's `md5` of its pool."""
+    write_json(path, {"recipe": recipe, "outcomes": outcomes, "data": data, **served})
 
 
 def recipe_hash(project: Path, pool: Path) -> str:

@@ -18,7 +18,7 @@ from coembed.curation.settings import CurateSettings
 from coembed.curation.split import hash_fraction
 from coembed.curation.summary import Summary
 from coembed.errors import DataError
-from coembed.files import sha256_tree
+from coembed.files import read_json, sha256_tree
 from coembed.pairs.pool import open_pool
 from coembed.pairs.shards import read_shard
 from coembed.types import Sample
@@ -128,6 +128,26 @@ def test_outputs_do_not_depend_on_workers_or_on_a_second_run(
     monkeypatch.setattr(pack, "_CHUNK", 11)
     assert run("three") == one
     assert run("four", seed=1) != one
+
+
+def test_what_filters_say_of_the_pool_is_printed_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty_pool(tmp_path / "pool")
+    filters = ["readable", "mismatched_pair"]
+    said: list[dict[str, list[str]]] = []
+    for name, num_workers in (("one", 1), ("two", 2)):  # the second with the first one's caches
+        summary = _curate(
+            tmp_path / "pool", tmp_path / name, filters=filters, num_workers=num_workers
+        )
+        kept = read_json(tmp_path / name / "summary.json", what="summary")
+        assert isinstance(kept, dict)
+        said.append(kept["notes"])
+        ((only, (note,)),) = summary.notes.items()
+        assert only == "mismatched_pair" and "are too few to learn from" in note
+        assert f"mismatched_pair: {note}\n" in capsys.readouterr().err
+        assert kept["notes"] == {only: [note]}
+    assert said[0] == said[1]
 
 
 def test_row_groups_of_the_manifest_fit_together(

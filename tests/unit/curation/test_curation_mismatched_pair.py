@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,13 @@ def test_swapped_captions_are_found_and_a_killed_run_ends_alike(
     assert len(dropped & swapped) / len(dropped) >= 0.9
     assert all(row["reason"] in (None, "mismatched_pair") for row in found.values())
     details = [str(row["detail"]) for row in found.values() if row["reason"]]
-    assert all(detail.startswith("score -") and " < " in detail for detail in details)
+    form = re.compile(
+        r"fits (?:< 0\.01|[\d.]+) × as well as the average picture, [\d.]+ × needed "
+        r"\(score (-?[\d.]+) < (-?[\d.]+)\)"
+    )
+    for detail in details:
+        told = form.fullmatch(detail)
+        assert told and float(told[1]) <= float(told[2]), detail
     doubts = {path: row["mismatched_pair_doubt"] for (path, _), row in found.items()}
     assert all(doubts[path] == 1 for path in dropped)
     assert min(doubts.values()) >= 0 and np.median(list(doubts.values())) < 0.2  # type: ignore
@@ -132,15 +139,17 @@ def test_swapped_captions_are_found_and_a_killed_run_ends_alike(
     (scores.parent / "fold-1.safetensors").write_bytes(b"torn")
     (scores.parent / "fold-2.safetensors").unlink()
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
-    again, _ = _judge(SmallPool(root, [rows[place] for place in order]), settings)
+    again, judged_again = _judge(SmallPool(root, [rows[place] for place in order]), settings)
     assert again == found
+    assert judged_again.notes == chosen.notes
     first = scores.parent / "fold-0.safetensors"
     assert first.stat().st_mtime_ns == kept[first]
 
     # Unchanged: no picture is read.
     unchanged = SmallPool(root, rows)
     start = unchanged.num_read
-    assert _judge(unchanged, settings)[0] == found
+    same, unchanged_judge = _judge(unchanged, settings)
+    assert same == found and unchanged_judge.notes == chosen.notes
     assert unchanged.num_read == start
 
     # Another pool is another matter, and the old one's leftovers go.

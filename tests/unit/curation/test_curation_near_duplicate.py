@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from coembed.curation.engine import curate
-from coembed.curation.filters.near_duplicate import Settings
+from coembed.curation.filters.near_duplicate import Settings, _best_partners
+from coembed.curation.lookalikes import lookalikes
 from coembed.curation.lookalikes.grouping import components, stars
-from coembed.curation.lookalikes.lookalikes import Pairs, lookalikes, nearest, orient, propose
+from coembed.curation.lookalikes.lookalikes import Pairs, nearest, orient, propose
 from coembed.curation.lookalikes.perceptual import MIRROR, NUM_WINDOWS
 from coembed.curation.settings import CurateSettings
 from coembed.pairs.pool import open_pool
@@ -112,6 +113,24 @@ def test_members_are_compared_with_their_representative(seed: int) -> None:
     # Two that stay are copies of each other never: the worse one would have joined the better.
     for a, b in pairs:
         assert by[a] != a or by[b] != b
+
+
+def test_everybodys_nearest_is_the_one_that_a_plain_search_finds() -> None:
+    rng = np.random.default_rng(2)
+    one, other = np.triu_indices(12, 1)
+    chosen = np.sort(rng.choice(len(one), 20, replace=False))
+    one, other = one[chosen], other[chosen]
+    score = rng.integers(60, 70, 20) / 100  # with equals
+    rank = rng.permutation(12)
+    best, partner = _best_partners(one, other, score, rank)
+    for place in range(12):
+        mine = [
+            (-s, rank[a + b - place], a + b - place)
+            for a, b, s in zip(one.tolist(), other.tolist(), score.tolist(), strict=True)
+            if place in (a, b)
+        ]
+        expected = min(mine, default=(0, 0, place))
+        assert (-best[place], partner[place]) == (expected[0], expected[2])
 
 
 def _write_pool(folder: Path, rows: Sequence[Row]) -> None:
@@ -210,6 +229,10 @@ def test_almost_copies_share_a_split(tmp_path: Path) -> None:
         one, copy = manifest[f"one-{seed}"], manifest[f"copy-{seed}"]
         assert one["split"] == copy["split"]
         assert one["near_duplicate_doubt"] == copy["near_duplicate_doubt"] > 0
+        assert one["near_duplicate_nearest"] == f"copy-{seed}"
+        assert copy["near_duplicate_nearest"] == f"one-{seed}"
+    alone = [row for row in manifest.values() if row["near_duplicate_doubt"] is None]
+    assert all(row["near_duplicate_nearest"] is None for row in alone)
     assert len({row["split"] for row in manifest.values()}) > 1
 
 

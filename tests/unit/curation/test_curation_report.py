@@ -284,7 +284,61 @@ def test_duplicates_stand_beside_what_stayed(tmp_path: Path, pool: Path) -> None
     (doubts,) = doubtful
     scores = [score for score, *_ in doubts.cards]
     assert scores == sorted(scores, reverse=True) and scores[0] == 0.79
-    assert doubts.num == sum(bool(row["doubt"]) for row in rows)
+    assert doubts.num == sum((row["doubt"] or 0) >= 0.5 for row in rows)
+
+
+def test_a_doubtful_picture_stands_beside_the_nearest_one(tmp_path: Path, pool: Path) -> None:
+    rows = some_rows()
+    # Pairs 7 and 11 are nearest to each other, 15 is nearest to a pair that went.
+    for i, nearest in ((7, 11), (11, 7), (15, 1)):
+        rows[i] |= {"doubt": 0.95 - i / 1000, "near_duplicate_nearest": f"p{nearest:03d}"}
+    write_curated(tmp_path / "pairs", rows)
+    columns = {**FILTERS["near_duplicate"].columns, "near_duplicate_nearest": "string"}
+    filters = {**FILTERS, "near_duplicate": MadeUpFilter(("near_duplicate",), columns)}
+    pictures = Pictures(pool, max_pixels=10**8, max_media_bytes=10**8)
+    with Manifest(tmp_path / "pairs" / "manifest.parquet", filters) as manifest:
+        (doubts,) = doubtful_pairs(manifest, Cards(manifest, pictures))
+        summary = json.loads((tmp_path / "pairs" / "summary.json").read_text())
+        page = render(gather(manifest, summary, pictures, pool=pool))
+    shown = [(card.pair_id, other and other.pair_id) for _, card, other in doubts.cards]
+    # The couple once, not from both sides.
+    assert shown[:2] == [("p007", "p011"), ("p015", "p001")]
+    assert "p011" not in {pair_id for pair_id, _ in shown}
+    assert all(not card.chips for _, card, _ in doubts.cards), "the id of the nearest is no value"
+    assert page.count('<div class="two">') == 2
+    assert "(went: small image)" in page
+
+
+def test_the_filters_notes_stand_in_their_sections(tmp_path: Path, pool: Path) -> None:
+    write_curated(tmp_path / "pairs", some_rows())
+    path = tmp_path / "pairs" / "summary.json"
+    notes = {"image_size": ["about <5%> are small"], "caption_language": ["nothing is dropped"]}
+    summary = {**json.loads(path.read_text()), "notes": notes}
+    pictures = Pictures(pool, max_pixels=10**8, max_media_bytes=10**8)
+    with Manifest(tmp_path / "pairs" / "manifest.parquet", FILTERS) as manifest:
+        report = gather(manifest, summary, pictures, pool=pool)
+    sections = {s.reason: s.notes for _, own, _ in report.families for s in own}
+    assert sections["small_image"] == ("about <5%> are small",) and not sections["near_duplicate"]
+    said = {cost.label: cost.notes for cost in report.costs if cost.notes}
+    assert said == {name: tuple(own) for name, own in notes.items()}
+    page = render(report)
+    assert page.count("bout &lt;5%&gt; are small") == 2 and "nothing is dropped" in page
+
+
+def test_what_the_line_under_a_picture_says_is_no_chip_as_well(tmp_path: Path, pool: Path) -> None:
+    rows = [
+        {"pair_id": "a", "drop_reason": "near_duplicate", "near_duplicate_score": 0.91,
+         "drop_detail": "likeness 0.910 >= 0.73 with media/b.jpg"},
+        {"pair_id": "b", "drop_reason": "near_duplicate", "near_duplicate_score": 0.9,
+         "drop_detail": "likeness 0.905 >= 0.73 with media/c.jpg"},
+        {"pair_id": "c"},
+    ]  # fmt: skip
+    write_curated(tmp_path / "pairs", rows)
+    pictures = Pictures(pool, max_pixels=10**8, max_media_bytes=10**8)
+    with Manifest(tmp_path / "pairs" / "manifest.parquet", FILTERS) as manifest:
+        cards = Cards(manifest, pictures)
+        found = {row.text("pair_id"): cards.card(row).chips for row in manifest.rows()}
+    assert found == {"a": (), "b": (("Score", "0.9"),), "c": ()}
 
 
 def _history(pool: Path, tables: dict[str, int], newest: list[str]) -> None:

@@ -16,6 +16,7 @@ from coembed.config import Config
 from coembed.curation.settings import CurateSettings
 from coembed.errors import DataError
 from coembed.files import read_receipt, sha256_tree
+from coembed.locking import exclusive
 from coembed.pairs.shards import num_samples, read_samples
 from coembed.stages import curate
 from coembed.stages.result import Result
@@ -76,6 +77,28 @@ from test_curation_stage import FEW, _config, _run
 if __name__ == "__main__":
     _run(_config(num_workers=2, **FEW), Path({pool!r}), Path({out!r}), runs="killed-runs")
 """
+
+
+def test_two_runs_at_once_take_turns(tmp_path: Path) -> None:
+    """The second must not clear the folder that the first fills."""
+    faulty_pool(tmp_path / "pool")
+    pool, out = tmp_path / "pool", tmp_path / "both"
+    _run(_config(num_workers=2, **FEW), pool, tmp_path / "alone")
+    script = tmp_path / "script.py"
+    here, tests = str(Path(__file__).parent), str(Path(__file__).parents[2])
+    script.write_text(_SCRIPT.format(here=here, tests=tests, pool=str(pool), out=str(out)))
+    lock = tmp_path / "killed-runs" / "curate" / "lock"
+    with exclusive(lock, doing="holding both back", wait=False):
+        both = [
+            subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        for run in both:
+            assert run.stderr is not None
+            assert "waiting for another process" in run.stderr.readline()
+    said = [run.communicate(timeout=120)[1] for run in both]
+    assert [run.returncode for run in both] == [0, 0], said
+    assert sha256_tree(out) == sha256_tree(tmp_path / "alone")
 
 
 def test_sigkill_and_again_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -103,11 +103,16 @@ class Filter:
     report and in `coembed pairs review`. With `masks` the filter's `judge` takes out of captions
     what may not be shown: the manifest shows dropped pairs too, so it is asked about these as well,
     for its rewriting alone.
+
+    `notes`: sentences about the pool as a whole that `check_pool` leaves behind: why nothing was
+    dropped, how sure the filter is. The run prints them; summary.json and the report repeat them,
+    so they may depend on nothing but the pool and the settings.
     """
 
     reasons: ClassVar[tuple[str, ...]]
     columns: ClassVar[Mapping[str, ColumnType]] = {}
     masks: ClassVar[bool] = False
+    notes: Sequence[str] = ()
 
     def measure(self, media: Media) -> Mapping[str, Cell]:  # noqa: ARG002
         """What can be said of the media bytes alone: cells of declared columns.

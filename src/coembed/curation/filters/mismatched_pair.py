@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -94,7 +93,7 @@ class MismatchedPair(Filter):
             return
         judged = np.flatnonzero(np.isfinite(found.scores))
         if not len(judged) or not len(found.mispaired):
-            self._say("no pair could be scored; nothing is dropped")
+            self.notes.append("no pair could be scored; nothing is dropped")
             return
         limits = self._limits(found, judged)
         num_dropped = 0
@@ -109,7 +108,7 @@ class MismatchedPair(Filter):
         settings = self._settings
         least = settings.cross_fit.min_pairs if settings.scorer == "cross_fit" else 2
         if pairs.num_pairs < least:
-            self._say(
+            self.notes.append(
                 f"{pairs.num_pairs:,} pairs of images are too few to learn from "
                 f"(cross_fit.min_pairs is {least:,}); nothing is dropped"
             )
@@ -129,7 +128,7 @@ class MismatchedPair(Filter):
             try:
                 found = score_by_cross_fit(pool, pairs, settings.cross_fit, checkpoints=folder)
             except TooLittle as reason:
-                self._say(f"{reason}; nothing is dropped")
+                self.notes.append(f"{reason}; nothing is dropped")
                 return None
             found.save(folder / "scores.npz")
         _keep_only(folder)
@@ -142,7 +141,7 @@ class MismatchedPair(Filter):
         encoder = self._settings.open(pool.root)
         notice = self._settings.pin_notice(encoder)
         if notice is not None:
-            self._say(notice)
+            self.notes.append(notice)
         folder = self._folder(pool, pairs, "model", [encoder.fingerprint])
         found = MatchScores.load(folder / "scores.npz")
         if found is None:
@@ -178,9 +177,9 @@ class MismatchedPair(Filter):
     def _report(self, limits: Limits, num_pairs: int, num_dropped: int) -> None:
         power = f"{limits.power:.0%} of pairs mispaired on purpose are found"
         if limits.reliable:
-            self._say(
+            self.notes.append(
                 f"about {limits.share:.1%} of {num_pairs:,} pairs look mismatched; "
-                f"{num_dropped:,} rows dropped ({power})"
+                f"{num_dropped:,} rows fit too badly to stay ({power})"
             )
             return
         if limits.separation < self._settings.min_separation:
@@ -190,13 +189,9 @@ class MismatchedPair(Filter):
             )
         else:
             short = f"only {power}, less than min_power ({self._settings.min_power:.0%})"
-        self._say(
+        self.notes.append(
             f"the scores are no safe guide to {num_pairs:,} pairs: {short}; nothing is dropped"
         )
-
-    def _say(self, note: str) -> None:
-        self.notes.append(note)
-        print(f"mismatched_pair: {note}", file=sys.stderr, flush=True)
 
 
 def _judge(
@@ -209,7 +204,10 @@ def _judge(
     details: list[str | None] = [None] * len(rows)
     for place in np.flatnonzero(below).tolist():
         limit = limits.limits[clusters[place]]
-        details[place] = f"score {scores[place]:.2f} < {limit:.2f} (a pair by chance has 0)"
+        details[place] = (
+            f"fits {_times(scores[place])} as well as the average picture, {_times(limit)} needed "
+            f"(score {scores[place]:.2f} < {limit:.2f})"
+        )
     doubts = limits.doubts(scores, clusters)
     table = pa.table(
         {
@@ -223,6 +221,11 @@ def _judge(
         }
     )
     return table, int(below.sum())
+
+
+def _times(score: float) -> str:
+    """A score as the factor that it is the logarithm of."""
+    return f"{np.exp(score):.2g} ×" if score > np.log(0.01) else "< 0.01 ×"
 
 
 def _keep_only(folder: Path) -> None:

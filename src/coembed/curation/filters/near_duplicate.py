@@ -74,7 +74,8 @@ class NearDuplicate(Filter):
 
     Columns: `near_duplicate_group`, the representative's item id (first 16 digits);
     `near_duplicate_score`, a member's likeness to it; `near_duplicate_doubt`, 0 to 1 for pictures
-    that stay, the nearness of their best score to the limit. Other modalities pass.
+    that stay, the nearness of their best score to the limit; `near_duplicate_nearest`, the pair_id
+    of the picture that they had it with (its first pair's). Other modalities pass.
     """
 
     reasons = ("near_duplicate",)
@@ -83,6 +84,7 @@ class NearDuplicate(Filter):
         "near_duplicate_group": "string",
         "near_duplicate_score": "float64",
         "near_duplicate_doubt": "float64",
+        "near_duplicate_nearest": "string",
     }
 
     def __init__(self, radius: int, min_score: float, doubt_score: float) -> None:
@@ -153,18 +155,14 @@ class NearDuplicate(Filter):
         one, other = by[one], by[other]
         unsure = (score >= self._doubt_score) & (one != other)
         one, other, score = one[unsure], other[unsure], score[unsure]
-        to = stars(one, other, rank)
-        linked = np.flatnonzero(to != np.arange(len(to)))
-        best = np.zeros(len(items))
-        np.maximum.at(best, one, score)
-        np.maximum.at(best, other, score)
+        best, partner = _best_partners(one, other, score, rank)
         doubtful = np.flatnonzero(best)
         # A member's own score may lie above the limit where its representative's does not.
         room = max(self._min_score - self._doubt_score, 1e-9)
         doubt = np.clip((best[doubtful] - self._doubt_score) / room, 0, 1).round(4)
-        table = pa.table({"item": items[doubtful], "doubt": doubt})
-        links = pa.table({"item": items[linked], "best": items[to[linked]]})
-        for batch in pool.query(_DOUBTS, doubts=table, links=links):
+        nearest_items = items[partner[doubtful]]
+        table = pa.table({"item": items[doubtful], "doubt": doubt, "nearest": nearest_items})
+        for batch in pool.query(_DOUBTS, doubts=table):
             yield pa.Table.from_batches([batch])
 
 
@@ -187,8 +185,7 @@ SELECT kept.row, placed.score, owners.owner, first_value(kept.row) OVER (
 _VERDICTS = """
 SELECT near_rows.row,
     if(score IS NULL, NULL, 'near_duplicate') AS reason,
-    if(score IS NULL, NULL, 'the picture of ' || own.path || printf(
-        ' again: likeness %.3f, copies have {min_score:g} or more', score)
+    if(score IS NULL, NULL, printf('likeness %.3f >= {min_score:g} with ', score) || own.path
         || if(earliest = near_rows.row, '; its caption was added there',
               '; its caption was there already')) AS detail,
     if(score IS NULL, NULL, owner) AS duplicate_of,
@@ -199,11 +196,12 @@ FROM near_rows JOIN kept AS own ON own.row = near_rows.owner
 """
 _DOUBTS = """
 WITH owners AS (
-    SELECT item AS best, min(row) AS same_split_as FROM kept
-    SEMI JOIN links ON kept.item = links.best GROUP BY item
+    SELECT item AS nearest, min(row) AS same_split_as, arg_min(pair_id, row) AS pair_id FROM kept
+    SEMI JOIN doubts ON kept.item = doubts.nearest GROUP BY item
 )
-SELECT kept.row, owners.same_split_as, doubts.doubt AS near_duplicate_doubt
-FROM kept JOIN doubts USING (item) LEFT JOIN links USING (item) LEFT JOIN owners USING (best)
+SELECT kept.row, owners.same_split_as, doubts.doubt AS near_duplicate_doubt,
+    owners.pair_id AS near_duplicate_nearest
+FROM kept JOIN doubts USING (item) JOIN owners USING (nearest)
 """
 
 
@@ -247,6 +245,19 @@ def _incomplete(pairs: Pairs, sure: NDArray[np.bool_], rank: Places) -> Pairs:
                     bests.append(pair[0])
                     members.append(pair[1])
     return Pairs(np.array(bests, np.int64), np.array(members, np.int64))
+
+
+def _best_partners(
+    one: Places, other: Places, score: NDArray[np.float64], rank: Places
+) -> tuple[NDArray[np.float64], Places]:
+    """Each place's greatest score (0: it is in no pair) and whom it has it with: of several the
+    best by rank."""
+    best, partner = np.zeros(len(rank)), np.arange(len(rank))
+    a, b, both = np.concatenate([one, other]), np.concatenate([other, one]), np.tile(score, 2)
+    # The last of several assignments to one place stands.
+    order = np.lexsort((-rank[b], both))
+    best[a[order]], partner[a[order]] = both[order], b[order]
+    return best, partner
 
 
 def _scores_of_members(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -73,7 +72,6 @@ class SemanticDuplicate(Filter):
         notice = settings.pin_notice(encoder)
         if notice is not None:
             self.notes.append(notice)
-            print(f"semantic_duplicate: {notice}", file=sys.stderr, flush=True)
         with torch_threads(settings.num_threads):
             vectors = embed_pictures(pool, pairs, encoder)
             progress = tracker(total=pairs.num_items, label="semantic duplicates", unit="images")

@@ -116,7 +116,7 @@ def _find(name: str, bases: tuple[Path, ...]) -> Path:
     places = " or ".join(str(base) for base in bases)
     raise DataError(
         f"evaluation_leak: no folder {name!r} in {places}",
-        hint="correct `against`; `coembed data pull` brings what data.dvc has of the pool's folder",
+        hint="correct `against`; `dvc pull` brings what data.dvc has of the pool's folder",
     )
 
 

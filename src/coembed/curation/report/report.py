@@ -40,6 +40,7 @@ from coembed.curation.report.report_sections import (
     doubtful_pairs,
     duplicate_groups,
     filter_costs,
+    filter_notes,
     group_sizes,
     kept_sample,
     overruled,
@@ -124,7 +125,8 @@ def gather(
     """Ask the manifest for all that the page shows."""
     cards = Cards(manifest, pictures)
     ((num_pairs, num_kept),) = manifest.ask("SELECT count(*), count(*) FILTER (kept) FROM pairs")
-    sections = reason_sections(manifest, cards)
+    notes = filter_notes(summary)
+    sections = reason_sections(manifest, cards, notes)
     families = []
     for family in FAMILIES:
         own = [section for section in sections if section.family == family.key]
@@ -137,7 +139,7 @@ def gather(
         families=families,
         kept_sample=kept_sample(manifest, cards),
         overruled=overruled(manifest, cards),
-        costs=filter_costs(manifest, {s.reason: s.num for s in sections}),
+        costs=filter_costs(manifest, {s.reason: s.num for s in sections}, notes),
         facts=fact_distributions(manifest),
         scores=score_distributions(manifest),
         attributes=attribute_distributions(manifest),

@@ -6,8 +6,11 @@ same page.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from coembed.curation.overrides import OVERRIDE_REASON
 from coembed.curation.report.look import PICK_KEY, Manifest, Measured, PairRow
@@ -44,13 +47,15 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class ReasonSection:
-    """A drop reason: what it means, how many pairs it took, and some of them."""
+    """A drop reason: what it means, how many pairs it took, some of them, and what the filter that
+    gives it says of the whole pool."""
 
     reason: str
     family: str
     about: str
     num: int
     cards: tuple[Card, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def has_media(self) -> bool:
@@ -60,13 +65,14 @@ class ReasonSection:
 
 @dataclass(frozen=True, slots=True)
 class FilterCost:
-    """What one filter took, by reason; `label` is the filter's name or says that none did it, and
-    `about` what the filter says of itself."""
+    """What one filter took, by reason; `label` is the filter's name or says that none did it,
+    `about` what the filter says of itself, and `notes` what it says of this pool."""
 
     label: str
     about: str
     reasons: tuple[tuple[str, int], ...]
     num: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,8 @@ class DuplicateGroup:
 
 @dataclass(frozen=True, slots=True)
 class Doubtful:
-    """Kept pairs that one filter was least sure of, most doubtful first."""
+    """Kept pairs that one filter was least sure of, most doubtful first; `num` are nearer to going
+    than to staying."""
 
     filter_name: str
     cards: tuple[tuple[float, Card, Card | None], ...]
@@ -99,14 +106,16 @@ class Cards:
         """The card of a pair, with what the filter `by` measured (else the one that dropped it)."""
         reason = row.text("drop_reason")
         name = by or self._filter_of.get(reason, "")
+        note = visible(row.text("drop_detail"), 260)
+        measured = chips(row, self._columns.get(name, ()), of=name)
         return Card(
             shown=self._pictures.show(row),
             caption=visible(row.text("caption"), 200),
-            note=visible(row.text("drop_detail"), 260),
+            note=note,
             pair_id=visible(row.text("pair_id"), 80),
             path=visible(row.text("path"), 120),
             reason=reason,
-            chips=tuple(chips(row, self._columns.get(name, ()), of=name)),
+            chips=tuple(chip for chip in measured if not _says(note, chip[1])),
         )
 
 
@@ -117,10 +126,21 @@ def chips(row: PairRow, columns: Iterable[str], *, of: str) -> Iterable[tuple[st
         cell = row.cells.get(name)
         if cell is None or not is_telling(name) or isinstance(cell, (bytes, bytearray)):
             continue
+        if name == "match_score":
+            factor = math.exp(min(float(cell), 99))
+            times = f"{factor:.2g} ×" if factor > 0.01 else "< 0.01 ×"
+            yield "Fits", f"{times} as well as the average picture"
+            continue
         # Under the filter's own heading its name need not stand before every value.
         label, unit = column_label(name.removeprefix(f"{of}_") if of else name)
         text = number(cell) if isinstance(cell, (int, float)) else visible(cell, 60)
         yield visible(label, 40), f"{text} {unit}".strip()
+
+
+def _says(note: str, value: str) -> bool:
+    """Whether the line under a picture names `value` already."""
+    zeros = "0*" if re.fullmatch(r"\d+\.\d+", value) else ""
+    return re.search(rf"(?<![\w.]){re.escape(value)}{zeros}(?![\w.]*\w)", note) is not None
 
 
 def filter_of_reason(manifest: Manifest) -> dict[str, str]:
@@ -142,8 +162,18 @@ def _givers(manifest: Manifest) -> dict[str, Measured]:
     return found
 
 
-def reason_sections(manifest: Manifest, cards: Cards) -> list[ReasonSection]:
-    """Every reason that dropped a pair, in the order of the families, most pairs first."""
+def filter_notes(summary: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What filters say of the pool as a whole, by filter: a summary's `notes`."""
+    notes = summary.get("notes", {})
+    return {name: tuple(visible(note, 400) for note in own) for name, own in notes.items()}
+
+
+def reason_sections(
+    manifest: Manifest, cards: Cards, notes: Mapping[str, Sequence[str]]
+) -> list[ReasonSection]:
+    """Every reason that dropped a pair, in the order of the families, most pairs first. `notes` are
+    those of `filter_notes`."""
+    filters = filter_of_reason(manifest)
     picked = manifest.ask(
         f"SELECT drop_reason, count(*), arg_min(row, {PICK_KEY}, {_SAMPLES}) FROM pairs "
         "WHERE NOT kept GROUP BY drop_reason"
@@ -154,7 +184,8 @@ def reason_sections(manifest: Manifest, cards: Cards) -> list[ReasonSection]:
     for reason, num, numbers in picked:
         family, about = explain(manifest, reason)
         shown = tuple(cards.card(rows[place]) for place in numbers)
-        sections.append(ReasonSection(reason, family, about, num, shown))
+        said = tuple(notes.get(filters.get(reason, ""), ()))
+        sections.append(ReasonSection(reason, family, about, num, shown, said))
     sections.sort(key=lambda section: (order[section.family], -section.num, section.reason))
     return sections
 
@@ -176,25 +207,30 @@ def overruled(manifest: Manifest, cards: Cards) -> tuple[int, tuple[Card, ...]]:
     return num, tuple(cards.card(row) for row in rows)
 
 
-def filter_costs(manifest: Manifest, dropped: Mapping[str, int]) -> list[FilterCost]:
-    """Drops by filter in the order in which the filters judge; `dropped` is by reason."""
+def filter_costs(
+    manifest: Manifest, dropped: Mapping[str, int], notes: Mapping[str, Sequence[str]]
+) -> list[FilterCost]:
+    """Drops by filter in the order in which the filters judge; `dropped` is by reason, `notes` as
+    in `filter_notes`."""
     filters = filter_of_reason(manifest)
     own = {reason: num for reason, num in dropped.items() if reason not in filters}
     people = own.pop(OVERRIDE_REASON, 0)
     costs = [_cost("reading the files", "Whether there is a file that can be decoded.", own)]
     for chosen in manifest.filters:
         mine = {r: dropped.get(r, 0) for r in chosen.reasons if filters[r] == chosen.name}
-        costs.append(_cost(chosen.name, chosen.about, mine))
+        costs.append(_cost(chosen.name, chosen.about, mine, notes.get(chosen.name, ())))
     if people:
         costs.append(_cost("people", "What overrides.csv says.", {OVERRIDE_REASON: people}))
     return costs
 
 
-def _cost(label: str, about: str, reasons: Mapping[str, int]) -> FilterCost:
+def _cost(
+    label: str, about: str, reasons: Mapping[str, int], notes: Sequence[str] = ()
+) -> FilterCost:
     some = sorted(
         ((r, n) for r, n in reasons.items() if n), key=lambda found: (-found[1], found[0])
     )
-    return FilterCost(label, about, tuple(some), sum(num for _, num in some))
+    return FilterCost(label, about, tuple(some), sum(num for _, num in some), tuple(notes))
 
 
 def duplicate_groups(manifest: Manifest, cards: Cards) -> list[DuplicateGroup]:
@@ -248,7 +284,7 @@ def group_sizes(manifest: Manifest) -> list[tuple[int, int]]:
 def doubtful_pairs(manifest: Manifest, cards: Cards) -> list[Doubtful]:
     """The most doubtful kept pairs of each filter that doubts."""
     by = manifest.ask(
-        "SELECT doubt_by, count(*) FROM pairs "
+        "SELECT doubt_by, count(*) FILTER (doubt >= 0.5) FROM pairs "
         "WHERE kept AND decided_by IS NULL AND doubt > 0 AND doubt_by IS NOT NULL "
         "GROUP BY doubt_by ORDER BY max(doubt) DESC, doubt_by"
     )
@@ -261,18 +297,19 @@ def doubtful_pairs(manifest: Manifest, cards: Cards) -> list[Doubtful]:
             order=f"doubt DESC, {PICK_KEY}",
             limit=each * _CAPTIONS_AN_ITEM,
         )
-        # One picture six times, under six captions, would say less than six pictures.
-        by_item: dict[str, PairRow] = {}
-        for row in rows:
-            by_item.setdefault(row.text("item_id"), row)
-        rows = list(by_item.values())[:each]
         filter_name = name.removesuffix("_doubt") if name.endswith("_doubt") else name
         partners = manifest.with_ids(filter(None, (partner_id(r, filter_name) for r in rows)))
-        shown = []
+        shown: list[tuple[float, Card, Card | None]] = []
+        seen: set[str] = set()
         for row in rows:
+            # One picture six times, under six captions or from both sides of a couple, would say
+            # less than six pictures.
+            if row.text("item_id") in seen or len(shown) == each:
+                continue
             partner = partners.get(partner_id(row, filter_name) or "")
             other = None if partner is None else cards.card(partner, by="")
             shown.append((float(row["doubt"]), cards.card(row, by=filter_name), other))
+            seen |= {own.text("item_id") for own in (row, partner) if own is not None}
         found.append(Doubtful(filter_name, tuple(shown), num))
     return found
 

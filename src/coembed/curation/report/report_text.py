@@ -109,7 +109,7 @@ _COLUMN_LABELS: Mapping[str, tuple[str, str]] = {
     "modality": ("Kind of media", ""),
     "caption_num_items": ("Items under the same words", ""),
     "letter_share": ("Share of letters", ""),
-    "match_score": ("How well the words fit", ""),
+    "match_score": ("How well the words fit (0: by chance)", ""),
     "masked": ("Masked in captions", ""),
 }
 _UNITS = (("_px", "px"), ("_bytes", "bytes"), ("_s", "s"), ("_hz", "Hz"), ("_db", "dB"),
@@ -146,9 +146,9 @@ def column_label(name: str) -> tuple[str, str]:
 
 
 def is_telling(column: str) -> bool:
-    """Whether a measured column says something to a person: doubts are drawn in another way, and
-    the name of a group says nothing."""
-    return not column.endswith(("_doubt", "_group"))
+    """Whether a measured column says something to a person: doubts are drawn in another way, the
+    nearest pair is shown, and the name of a group says nothing."""
+    return not column.endswith(("_doubt", "_group", "_nearest"))
 
 
 def visible(text: object, max_chars: int = 240) -> str:
