@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coembed.curation.lookalikes.hamming import plan_search, search_table
-from coembed.curation.lookalikes.lookalikes import hamming
+from coembed.curation.lookalikes import hamming
 
 Pairs = set[tuple[int, int]]
 
