@@ -26,8 +26,8 @@ class Settings(ComponentSettings):
     found; `drop` drops the pair. IP addresses are not looked for by default, because the numbers of
     versions look the same.
 
-    List this filter before the others that judge captions: a pair that an earlier one drops keeps
-    its caption as it came, and their details quote from it.
+    List this filter before the others that judge captions: what those before it drop is masked in
+    the manifest as well, but their details quote from the caption as it came.
     """
 
     name: Literal["personal_data"] = "personal_data"

@@ -131,6 +131,11 @@ class RepeatedCaption(Filter):
             )
         )
         if share is not None and share > settings.max_pool_share:
+            self.notes = [
+                f"{share:.1%} of the pairs have a caption of more than {settings.max_items} items: "
+                "taken for names of classes, and kept (max_pool_share is "
+                f"{settings.max_pool_share:g})"
+            ]
             pool.execute("UPDATE verdicts SET detail = NULL, doubt = 0 WHERE verdict = 'many'")
         for batch in pool.query(
             "SELECT row, if(detail IS NULL, NULL, 'repeated_caption') AS reason, detail,"

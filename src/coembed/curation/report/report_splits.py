@@ -17,7 +17,7 @@ _SHOWN_VALUES = 14
 SPLIT_REASONS: Mapping[str, str] = {
     "given": "The pool's split column says so.",
     "group": "Another pair of its group has that split given, and a group is never parted.",
-    "hashed": "Nobody said: a hash of its content decides, whatever else is in the pool.",
+    "hashed": "Nobody said: a hash decides, of its content or of the group that it belongs to.",
 }
 
 
