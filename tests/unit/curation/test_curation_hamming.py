@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coembed.curation.lookalikes.hamming import plan_search, search_table
 from coembed.curation.lookalikes import hamming
+from coembed.curation.lookalikes.hamming import plan_search, search_table
 
 Pairs = set[tuple[int, int]]
 

@@ -16,8 +16,8 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from coembed.curation.candidate import Facts
-from coembed.curation.media.media import DECODE_REASONS, Header, Media, Undecodable
 from coembed.curation.media import picture as picture_module
+from coembed.curation.media.media import DECODE_REASONS, Header, Media, Undecodable
 from coembed.modalities.image import decode_image
 
 

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from coembed.curation.media.media import DECODE_REASONS, Media, Undecodable
 from coembed.curation.media import sound as sound_module
+from coembed.curation.media.media import DECODE_REASONS, Media, Undecodable
 from coembed.curation.media.sound import FLOOR_DBFS, Sound
 from coembed.curation.media.sound_files import sniff_sound
 from coembed.modalities._resample import resample
