@@ -68,6 +68,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def sweep_partials(folder: Path) -> None:
+    """Remove what killed processes left of files in `folder`. Only one process may write there."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`; on success it takes the place of `out`.

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from coembed.errors import DataError, ModelError
-from coembed.files import atomic_path, sha256_file, write_json
+from coembed.files import atomic_path, sha256_file, sweep_partials, write_json
 from coembed.types import Sample, Split
 
 Embeddings = NDArray[np.float32]
@@ -93,6 +93,7 @@ def embed_parts(
     `advance` hears of every item passed.
     """
     work.mkdir(parents=True, exist_ok=True)
+    sweep_partials(work)
     content = hashlib.sha256()
     parts: list[Part] = []
     num_resumed = 0

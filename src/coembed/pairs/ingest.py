@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coembed.errors import DataError, ServiceError, UserError
-from coembed.files import disk_errors
+from coembed.files import disk_errors, sweep_partials
 from coembed.pairs.history import HistoryWriter
 from coembed.pairs.intake import Intake
 from coembed.pairs.known_pairs import KnownPairs
@@ -108,6 +108,8 @@ def ingest(
             stack.callback(_remove_if_empty, pool)
         stack.enter_context(_alone(pool))
         shutil.rmtree(incoming, ignore_errors=True)  # what a killed run left
+        sweep_partials(pool)
+        sweep_partials(pool / "pairs")
         incoming.mkdir()
         stack.callback(shutil.rmtree, incoming, ignore_errors=True)
         media = MediaStore(pool, incoming, link=link, max_bytes=max_media_bytes)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from coembed.files import atomic_path, sha256_file, sha256_json, write_json
+from coembed.files import atomic_path, sha256_file, sha256_json, sweep_partials, write_json
 
 _FORMAT: Final = 1
 Row = dict[str, float | int | None]
@@ -78,8 +78,7 @@ class Checkpoints:
         for path in self._folder.glob("step-*.safetensors"):
             if path.stem not in kept:
                 path.unlink()
-        for path in self._folder.glob(".*.partial"):  # what a killed process left
-            path.unlink()
+        sweep_partials(self._folder)
 
 
 def _read(path: Path) -> tuple[State, dict[str, Tensor]]:
