@@ -22,10 +22,10 @@ demo: $(RUN_STAMP)  ## Draw the shop, retrain on it, search it
 	@$(BIN)/coembed search "red sneakers" --sheet $(SHEET)
 
 test: $(DEV_STAMP)  ## Run the tests (about seven minutes on 2 cores)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations 12
 
 test-slow: $(DEV_STAMP)  ## Run the slow tests: whole pipelines, kills
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu" --durations 12
 
 lint: $(DEV_STAMP)  ## Style, types, layers
 	$(BIN)/ruff check .
