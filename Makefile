@@ -17,7 +17,7 @@ setup: $(RUN_STAMP)  ## Make .venv with the pinned packages
 setup-dev: $(DEV_STAMP)  ## The same, with what tests and lint need
 
 demo: $(RUN_STAMP)  ## Draw the shop, retrain on it, search it
-	@$(BIN)/coembed demo-pool
+	@$(BIN)/coembed demo-pool --audio
 	@$(BIN)/coembed retrain
 	@$(BIN)/coembed search "red sneakers" --sheet $(SHEET)
 

@@ -1,5 +1,5 @@
-"""The peers of the curation benchmarks, each in an environment of its own, because they pin others'
-versions of what we use. Made by pip on the first use, under runs/peers/.
+"""The peers of the benchmarks, each in an environment of its own, because they pin others' versions
+of what we use. Made by pip on the first use, under runs/peers/.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 _HERE = Path(__file__).parent / "peers"
 _HOME = Path(__file__).parents[1] / "runs" / "peers"
 _LIMIT_S = 900
+# A trainer's speed is first of all its torch's, so it runs on ours: only what it pins otherwise is
+# installed, and found before our packages.
+_ON_OUR_PACKAGES = {"open_clip_train"}
 
 
 class PeerFailed(Exception):  # noqa: N818 - an outcome to report
@@ -49,14 +53,18 @@ def _environment(name: str) -> Path:
     if stamp.exists():
         return python
     wanted = json.loads((_HERE / "requirements.json").read_text())[name]
+    alone = ["--no-deps"] if name in _ON_OUR_PACKAGES else []
     print(f"installing {', '.join(wanted)} into an environment of its own", file=sys.stderr)
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", *wanted],
+        [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", *alone, *wanted],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["pip failed"]
             raise PeerFailed(f"cannot be installed: {lines[-1]}")
+    if name in _ON_OUR_PACKAGES:
+        (theirs,) = folder.glob("lib/python*/site-packages")
+        (theirs / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
     stamp.touch()
     return python

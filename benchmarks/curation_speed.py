@@ -14,7 +14,6 @@ imports left out, against our whole curation of the same files, duplicates and s
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import shutil
@@ -23,12 +22,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import simplejpeg
 from _peers import PeerFailed, run_peer
+from _pictures import draw, with_comment
 from _report import paired_ratio, report
-from PIL import Image, ImageDraw, ImageFilter
 
 from coembed.curation.engine import Timings, curate
 from coembed.curation.settings import CurateSettings
@@ -44,26 +42,6 @@ NUM_LARGE = 128  # of 1,600 px so many are drawn, and repeated with another comm
 PEER_SIZE = 640
 
 
-def draw(number: int, side: int) -> bytes:
-    """A picture with soft ground, shapes and a camera's grain, different for every number."""
-    rng = np.random.default_rng(number)
-    ground = Image.fromarray(rng.integers(40, 216, (5, 5, 3), dtype=np.uint8))
-    image = ground.resize((side, side * 3 // 4), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(image)
-    for _ in range(12):
-        x, y = rng.integers(0, side, 2).tolist()
-        w, h = rng.integers(side // 20, side // 3, 2).tolist()
-        colour = tuple(rng.integers(0, 256, 3).tolist())
-        shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        shape((x, y, x + w, y + h), fill=colour)
-    image = image.filter(ImageFilter.GaussianBlur(side / 640))
-    grain = rng.normal(0, 5, (*image.size[::-1], 1))
-    buffer = io.BytesIO()
-    pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=87)
-    return buffer.getvalue()
-
-
 def make_pool(folder: Path, side: int, num: int) -> None:
     """A pool of `num` different pictures."""
     (folder / "media").mkdir(parents=True)
@@ -72,9 +50,7 @@ def make_pool(folder: Path, side: int, num: int) -> None:
     drawn = [draw(number, side) for number in range(min(num, NUM_LARGE if side > 1000 else num))]
     for number in range(num):
         path = f"media/{number:05d}.jpg"
-        data = drawn[number % len(drawn)]
-        comment = b"\xff\xfe\x00\x0a" + f"{number:08d}".encode()
-        (folder / path).write_bytes(data[:2] + comment + data[2:])
+        (folder / path).write_bytes(with_comment(drawn[number % len(drawn)], number))
         rows.append({"path": path, "caption": f"picture number {number}"})
     pd.DataFrame(rows).to_parquet(folder / "pairs" / "a.parquet")
 

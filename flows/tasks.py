@@ -27,6 +27,7 @@ from coembed.files import read_json
 from coembed.lineage import dvc, workspace
 from coembed.lineage.dvc import Outcome
 from coembed.lineage.workspace import Workspace
+from coembed.registry.live import follow_training
 from coembed.registry.store import open_registry
 from coembed.services import Services, find_services
 from coembed.stages import evaluate as evaluate_stage
@@ -103,10 +104,10 @@ def opened(project: Path, run_id: str, overrides: Sequence[str]) -> Iterator[Run
         workspace.close_workspace(space)
 
 
-def _reproduce(run: Run, stage: str) -> Outcome:
+def _reproduce(run: Run, stage: str, **environment: str) -> Outcome:
     """Bring a DVC stage of the workspace up to date, with the workspace's own code."""
     source = {"PYTHONPATH": str(run.space.tree / "src")}
-    return dvc.reproduce(run.space.tree, stage, extra=source)
+    return dvc.reproduce(run.space.tree, stage, extra=source | environment)
 
 
 def _told(result: Result) -> dict[str, Any]:
@@ -130,8 +131,9 @@ def train(run: Run) -> tuple[Outcome, str | None]:
     run_id = registry.start_run(run.space.ref.rsplit("/", 1)[-1], {})
     failed = True
     try:
-        with registry.monitor(run_id):
-            outcome = _reproduce(run, "train")
+        # An MLFLOW_RUN_ID from outside would have the stage log its numbers into that run as well.
+        with registry.monitor(run_id), follow_training(lambda: registry, run_id):
+            outcome = _reproduce(run, "train", MLFLOW_RUN_ID="")
         failed = False
     finally:
         # Ended here, for no later task may come to it; `register` goes on logging into it.

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training_pairs import SMALL_MODEL, make_pairs
+from evaluated_pairs import THREE_TOWERS, sounds, write_pairs
+from training_pairs import SMALL_MODEL, make_pairs, make_samples
 
 from coembed.config import Config, parse_config
 from coembed.models.build import build_model
@@ -90,10 +91,27 @@ class World:
         return version, collection, self.promote(name, version, collection)
 
 
-def make_world(root: Path, *, store: Path | None = None, train: int = 24, val: int = 16) -> World:
-    """Curated pairs and the pool's media; no model yet. `store` is an empty registry to copy."""
+def make_world(
+    root: Path,
+    *,
+    store: Path | None = None,
+    train: int = 24,
+    val: int = 16,
+    num_sounds: int = 0,
+) -> World:
+    """Curated pairs and the pool's media; no model yet. `store` is an empty registry to copy.
+
+    With sounds in both splits, `num_sounds` each, models have three towers.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    make_pairs(root / "pairs", train=train, val=val)
+    if num_sounds:
+        write_pairs(
+            root / "pairs",
+            train=[*make_samples(train, seed=0), *sounds(num_sounds, seed=10)],
+            val=[*make_samples(val, seed=1), *sounds(num_sounds, seed=11)],
+        )
+    else:
+        make_pairs(root / "pairs", train=train, val=val)
     for split in ("train", "val"):
         for sample in read_samples(root / "pairs", split):
             target = root / "data" / sample.path
@@ -104,7 +122,7 @@ def make_world(root: Path, *, store: Path | None = None, train: int = 24, val: i
     cfg = parse_config(
         {
             "seed": 1,
-            "model": SMALL_MODEL,
+            "model": THREE_TOWERS if num_sounds else SMALL_MODEL,
             "curate": {},
             "train": {},
             "evaluate": {"split": "val"},

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from training_pairs import SMALL_MODEL
 
-from coembed.modalities.image import transform
 from coembed.models.build import build_model
 from coembed.models.joint import JointModel
 from coembed.models.settings import ModelSettings
 from coembed.models.spec import ModelSpec
-from coembed.pairs.shards import read_samples
-from coembed.training.cache import CachedSplit, open_cached_split
-from coembed.training.data import Batches, cache_side
+from coembed.training.cache_folder import CacheFolder
+from coembed.training.data import Batches, Stream
 from coembed.training.loop import Trained, train
-from coembed.training.settings import TrainSettings
+from coembed.training.optim import add_adapters
+from coembed.training.settings import CacheSettings, TrainSettings
+from coembed.training.sources import Source, open_stream
 
 
 def settings_of(**changes: Any) -> TrainSettings:
@@ -31,18 +31,10 @@ def settings_of(**changes: Any) -> TrainSettings:
     return TrainSettings.model_validate({**values, **changes})
 
 
-def open_split(pairs: Path, cache: Path, spec: ModelSpec, name: str, side: int) -> CachedSplit:
+def open_source(pairs: Path, cache: Path, spec: ModelSpec, split: str) -> Source:
     """A split as the stage opens it."""
-    at_side = spec.image.model_copy(update={"px": side})
-    return open_cached_split(
-        cache,
-        lambda: read_samples(pairs, name),  # type: ignore[arg-type]
-        side=side,
-        decode=lambda media: transform(media, at_side),
-        tokenise=spec.loader("text").load,
-        content={"pairs": str(pairs), "split": name},
-        label=name,
-    )
+    folder = CacheFolder(cache, max_bytes=10**9)
+    return Source(pairs, split, spec, folder, {"pairs": str(pairs)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -53,17 +45,30 @@ class Run:
     folder: Path
     settings: TrainSettings
     seed: int = 7
+    architecture: dict[str, Any] = field(default_factory=lambda: SMALL_MODEL)
 
     def with_settings(self, **changes: Any) -> Run:
         return replace(self, settings=settings_of(**changes))
 
     def model(self) -> tuple[JointModel, ModelSpec]:
-        return build_model(ModelSettings.model_validate(SMALL_MODEL), seed=self.seed)
+        return build_model(ModelSettings.model_validate(self.architecture), seed=self.seed)
 
-    def split(self, spec: ModelSpec, name: str = "train") -> CachedSplit:
-        px = spec.image.px
-        side = cache_side(px, self.settings.augment) if name == "train" else px
-        return open_split(self.pairs, self.folder / "cache", spec, name, side)
+    def streams(self, spec: ModelSpec, split: str = "train") -> list[Stream]:
+        source = open_source(self.pairs, self.folder / "cache", spec, split)
+        settings = self.settings
+        return [
+            open_stream(
+                source, modality,
+                augment=getattr(settings.augment, modality) if split == "train" else None,
+                cache=CacheSettings(mode="decoded") if split == "val" else settings.cache,
+                passes=2, hard_negatives=settings.hard_negatives if split == "train" else None,
+                device=torch.device("cpu"), frozen={}, teacher=None,
+            )[0]
+            for modality in source.modalities
+        ]  # fmt: skip
+
+    def batches(self, spec: ModelSpec) -> Batches:
+        return Batches(self.streams(spec), self.settings, seed=self.seed)
 
     def go(
         self,
@@ -73,8 +78,8 @@ class Run:
     ) -> tuple[JointModel, Trained]:
         """Train to the end; `change` may put something in the way first."""
         model, spec = self.model()
-        split = self.split(spec)
-        batches = Batches(split, self.settings, px=spec.image.px, seed=self.seed)
+        add_adapters(model, self.settings, seed=self.seed)
+        batches = self.batches(spec)
         if change is not None:
             change(model, batches)
         trained = train(

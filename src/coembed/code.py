@@ -10,8 +10,13 @@ _PACKAGE = Path(__file__).parent
 
 
 def code_hash(*rooms: str) -> str:
-    """SHA-256 over the names and contents of the Python files of `rooms` ("training", ...)."""
-    files = sorted(file for room in rooms for file in (_PACKAGE / room).rglob("*.py"))
+    """SHA-256 over the names and contents of the Python files of `rooms`: packages ("training") or
+    single modules ("draws")."""
+    single = [_PACKAGE / f"{room}.py" for room in rooms]
+    files = sorted(
+        [file for room in rooms for file in (_PACKAGE / room).rglob("*.py")]
+        + [file for file in single if file.is_file()]
+    )
     return sha256_json(
         [(file.relative_to(_PACKAGE).as_posix(), sha256_file(file)) for file in files]
     )

@@ -48,3 +48,20 @@ class ModelError(UserError):
 
 class ServiceError(CoembedError):
     """A registry, index, disk or port that is locked, full, refusing or away."""
+
+
+_KINDS: tuple[tuple[str, type[CoembedError]], ...] = (
+    ("user", UserError),
+    ("service", ServiceError),
+    ("other", CoembedError),
+)
+
+
+def kind_of(error: CoembedError) -> str:
+    """The branch of the tree that an error is on, as a word that a file can carry."""
+    return next(kind for kind, branch in _KINDS if isinstance(error, branch))
+
+
+def error_type(kind: object) -> type[CoembedError]:
+    """The class to raise for what `kind_of` said in another process."""
+    return dict(_KINDS).get(str(kind), CoembedError)

@@ -16,6 +16,8 @@ Attribute = str | int | float | bool
 MODALITIES: tuple[Modality, ...] = ("image", "text", "audio")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+_WORDS = {"image": ("image", "images"), "audio": ("sound", "sounds"), "text": ("text", "texts")}
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -59,3 +61,13 @@ class Hit:
     score: float
     item_id: str
     payload: Mapping[str, object]
+
+
+def singular(modality: Modality) -> str:
+    """What one item of a modality is called: an image, a sound."""
+    return _WORDS[modality][0]
+
+
+def plural(modality: Modality) -> str:
+    """What several items of a modality are called: images, sounds."""
+    return _WORDS[modality][1]

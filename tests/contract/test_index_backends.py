@@ -17,13 +17,13 @@ from qdrant_stand_in import StandIn
 from coembed.errors import UserError
 from coembed.index.base import Point, VectorIndex, point_id
 from coembed.index.exact import ExactIndex
-from coembed.index.filters import Filter, column_kinds, matches, parse_filters
+from coembed.index.filters import ColumnKind, Filter, column_kinds, matches, parse_filters
 from coembed.index.qdrant import open_index
 from coembed.index.settings import IndexSettings
 from coembed.services import Services
 
 DIM = 24
-VECTOR = "image@0123abcd"
+VECTOR = "item@0123abcd"
 SETTINGS = IndexSettings(batch_size=7, backoff_s=0.01, backoff_max_s=0.05)
 BACKENDS = ["exact", "local", "server", *(["real"] if os.environ.get("QDRANT_URL") else [])]
 NAMES = ("contract__v1", "contract__v2")
@@ -83,7 +83,7 @@ def make_points(num: int, *, seed: int = 0) -> list[Point]:
             del attributes["colour"]
         payload = {
             "path": f"media/{i}.jpg",
-            "modality": "image",
+            "modality": "audio" if i % 7 == 2 else "image",
             "captions": [f"caption {i}", "zweiter – 名前"],
             "split": ["train", "val"][i % 2],
             "attributes": attributes,
@@ -93,7 +93,10 @@ def make_points(num: int, *, seed: int = 0) -> list[Point]:
 
 
 def fill(index: VectorIndex, name: str, points: Sequence[Point]) -> None:
-    kinds = column_kinds([point.payload for point in points])
+    kinds: dict[str, ColumnKind] = {
+        "modality": "text",
+        **column_kinds([point.payload for point in points]),
+    }
     index.create(name, vector_name=VECTOR, dim=DIM, metadata={"version": 1}, columns=kinds)
     index.upsert(name, points)
     index.finish(name)
@@ -145,6 +148,8 @@ FILTERS: tuple[tuple[str, ...], ...] = (
     ("sale=true",),
     ("sale!=true", "colour=red"),
     ("split=val",),
+    ("modality=audio",),
+    ("modality=image", "colour=red"),
     ("list price<=3",),
     ("code=3,4",),
     ("code<9",),
@@ -242,8 +247,8 @@ def test_what_is_not_there_is_named_beside_what_is(index: VectorIndex) -> None:
 def test_a_query_of_another_model_or_dimension_is_refused(index: VectorIndex) -> None:
     fill(index, NAMES[0], make_points(2))
     vector = make_points(1)[0].vector
-    with pytest.raises(UserError, match=r"holds vectors 'image@0123abcd'.*made for 'image@ffff"):
-        index.query(NAMES[0], "image@ffffffff", vector)
+    with pytest.raises(UserError, match=r"holds vectors 'item@0123abcd'.*made for 'item@ffff"):
+        index.query(NAMES[0], "item@ffffffff", vector)
     with pytest.raises(UserError, match=r"shape \[23\].* 24 dimensions"):
         index.query(NAMES[0], VECTOR, vector[:-1])
     bad = np.full(DIM, np.nan, dtype=np.float32)

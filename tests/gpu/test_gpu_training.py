@@ -71,16 +71,16 @@ def test_learns_repeats_and_resumes(
     stage.run(cfg, root=tmp_path, pairs=pairs, out=tmp_path / "b/model", runs=tmp_path / "b/runs")
     assert sha256_tree(tmp_path / "a/model") == sha256_tree(tmp_path / "b/model")
 
-    make = data.Batches.make
+    make = data.Batches.micro_batch
 
-    def cut(self: data.Batches, step: int) -> data.Batch:
-        if step == 25:
+    def cut(self: data.Batches, plan: data.Plan, first: int, last: int) -> data.MicroBatch:
+        if plan.step == 25:
             raise CutError
-        return make(self, step)
+        return make(self, plan, first, last)
 
     place = tmp_path / "c"
     with monkeypatch.context() as patch:
-        patch.setattr(data.Batches, "make", cut)
+        patch.setattr(data.Batches, "micro_batch", cut)
         with pytest.raises(CutError):
             stage.run(cfg, root=tmp_path, pairs=pairs, out=place / "model", runs=place / "runs")
     table = dict(

@@ -17,7 +17,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     ("command", "code", "words"),
     [
         ("search x", 2, "coembed retrain"),
-        ("search", 2, "give a text or --image FILE"),
+        ("search", 2, "give a text, --image FILE or --audio FILE"),
+        ("search --audio nowhere.wav", 2, "nowhere.wav"),
         ("search --image nowhere.jpg", 2, "nowhere.jpg"),
         ("search x --limit 0", 2, "limit"),
         ("search x --filter colour", 2, "nothing is served as 'shop' yet"),

@@ -142,7 +142,7 @@ def test_a_build_through_a_storm_of_faults_is_whole(stand_in: StandIn, seed: int
 
 def test_the_server_stays_away_and_the_error_says_where(stand_in: StandIn) -> None:
     with connect(stand_in, num_tries=4) as index:
-        index.create("c", vector_name="image@x", dim=DIM, metadata={}, columns={})
+        index.create("c", vector_name="item@x", dim=DIM, metadata={}, columns={})
         stand_in.faults.extend(Fault(UPSERT, 503) for _ in range(9))
         with pytest.raises(ServiceError, match=re.escape(f"{stand_in.url} answered 503")):
             index.upsert("c", make_points())
@@ -155,7 +155,7 @@ def test_the_server_stays_away_and_the_error_says_where(stand_in: StandIn) -> No
 @pytest.mark.parametrize("status", [400, 401, 403, 413, 422])
 def test_what_the_server_will_not_take_is_not_sent_twice(stand_in: StandIn, status: int) -> None:
     with connect(stand_in) as index:
-        index.create("c", vector_name="image@x", dim=DIM, metadata={}, columns={})
+        index.create("c", vector_name="item@x", dim=DIM, metadata={}, columns={})
         stand_in.faults.append(Fault(UPSERT, status))
         with pytest.raises(ServiceError, match=f"answered {status}") as caught:
             index.upsert("c", make_points())
@@ -165,7 +165,7 @@ def test_what_the_server_will_not_take_is_not_sent_twice(stand_in: StandIn, stat
 
 def test_a_limit_that_stays_is_named(stand_in: StandIn) -> None:
     with connect(stand_in, num_tries=2) as index:
-        index.create("c", vector_name="image@x", dim=DIM, metadata={}, columns={})
+        index.create("c", vector_name="item@x", dim=DIM, metadata={}, columns={})
         stand_in.faults.extend(Fault(UPSERT, 429, {"Retry-After": "0"}) for _ in range(3))
         with pytest.raises(ServiceError, match=r"limiting requests \(429\)"):
             index.upsert("c", make_points())
@@ -199,6 +199,7 @@ def test_payload_indexes_come_before_the_points_and_the_graph_after(stand_in: St
     indexes = [place for place, call in enumerate(calls) if call == ("PUT", "/index")]
     asked = [stand_in.seen[place].body for place in indexes]
     assert asked == [
+        {"field_name": "modality", "field_schema": "keyword"},
         {"field_name": "attributes.colour", "field_schema": "keyword"},
         {"field_name": "attributes.price", "field_schema": "float"},
     ]
@@ -233,6 +234,6 @@ def test_threads_share_one_connection(stand_in: StandIn) -> None:
 
 def test_a_collection_made_by_another_release_is_refused(stand_in: StandIn) -> None:
     with connect(stand_in) as index:
-        index.create(NAME, vector_name="image@zzzzzzzz", dim=DIM, metadata={}, columns={})
+        index.create(NAME, vector_name="item@zzzzzzzz", dim=DIM, metadata={}, columns={})
         with pytest.raises(UserError, match="holds another release"):
             build_all(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_pairs import SMALL_MODEL, make_pairs
@@ -36,12 +38,26 @@ print(json.dumps(dict(result.rows)))
 """
 
 
-def start(place: Path, pairs: Path, precision: str) -> subprocess.Popen[str]:
+# Whole batches out of the cache; and micro-batches out of the shards with dropout, more of the
+# random changes, an average of the weights and the best ones kept.
+PLAIN: dict[str, Any] = {"precision": "bf16"}
+RICH: dict[str, Any] = {
+    "precision": "fp32", "micro_batch_size": 3, "ema": 0.9, "save_weights": "best",
+    "augment": {"image": {"crop_area": 0.5, "brightness": 0.3}}, "cache": {"mode": "shards"},
+}  # fmt: skip
+
+
+def start(
+    place: Path, pairs: Path, train: dict[str, Any], *, num_threads: int = 1
+) -> subprocess.Popen[str]:
+    architecture = copy.deepcopy(SMALL_MODEL["architecture"])
+    architecture["vision_cfg"]["timm_drop"] = 0.3
+    cache = {**train.get("cache", {}), "num_threads": num_threads}
     settings = {
-        "model": SMALL_MODEL,
+        "model": {"architecture": architecture},
         "train": {
             "epochs": None, "steps": STEPS, "batch_size": 8, "lr": 2e-3, "log_every": 7,
-            "precision": precision, "num_threads": 1, "checkpoint": {"every_steps": 3},
+            "num_threads": 1, "checkpoint": {"every_steps": 3}, **train, "cache": cache,
         },
     }  # fmt: skip
     command = [sys.executable, "-c", PROGRAM, str(place), str(pairs), json.dumps(settings)]
@@ -81,20 +97,21 @@ def kill_after_new_checkpoint(process: subprocess.Popen[str], place: Path, delay
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("train", [PLAIN, RICH], ids=["plain", "rich"])
+def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, train: dict[str, Any]) -> None:
     pairs = make_pairs(tmp_path / "pairs")
     whole = tmp_path / "whole"
-    assert finish(start(whole, pairs, precision))["steps"] == str(STEPS)
+    assert finish(start(whole, pairs, train))["steps"] == str(STEPS)
     broken = tmp_path / "broken"
-    rng = random.Random(precision)
+    rng = random.Random(7)
     kills = 0
-    for _ in range(4):
-        # Within a step, while a checkpoint is written, between the two: wherever it falls.
-        process = start(broken, pairs, precision)
+    for num_threads in (1, 3, 2):
+        # Within a step, within an accumulated batch, while a checkpoint is written, between them:
+        # wherever it falls.
+        process = start(broken, pairs, train, num_threads=num_threads)
         kills += kill_after_new_checkpoint(process, broken, rng.uniform(0, 0.25))
     assert kills >= 2
-    table = finish(start(broken, pairs, precision))
+    table = finish(start(broken, pairs, train, num_threads=2))
     assert "taken up at" in table["steps"]
     assert final_state(broken) == final_state(whole)
 
@@ -104,13 +121,13 @@ def test_killed_before_the_first_step(tmp_path: Path) -> None:
     """While it decodes or builds: what is half written is made again."""
     pairs = make_pairs(tmp_path / "pairs", train=400)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(whole, pairs, "fp32"))
-    process = start(broken, pairs, "fp32")
+    finish(start(whole, pairs, PLAIN))
+    process = start(broken, pairs, PLAIN)
     while process.poll() is None and not list((broken / "runs").glob("cache/.*.partial")):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    finish(start(broken, pairs, "fp32"))
+    finish(start(broken, pairs, PLAIN))
     assert final_state(broken) == final_state(whole)
     assert not list((broken / "runs").glob("cache/.*.partial"))

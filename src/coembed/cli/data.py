@@ -16,14 +16,17 @@ def demo_pool(
     num_pairs: Annotated[
         int | None, typer.Option(min=100, help="About how many pairs.", show_default="6000")
     ] = None,
+    audio: Annotated[
+        bool, typer.Option(help="Add sounds with captions: 8 to every 100 pairs, 96 at least.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the pool that is there.")] = False,
 ) -> None:
-    """Draw the demo: a small shop's product pictures and captions, faults included."""
+    """Draw the demo: a small shop's product pictures, sounds, captions, faults included."""
     import shutil
 
     from coembed.errors import UserError
     from coembed.lineage import dvc
-    from coembed.pairs.shop import draw_pool
+    from coembed.pairs.shop import SOUNDS_TABLE, draw_pool
 
     here = open_project(project, None)
     pool = here.cfg.paths.pool
@@ -35,23 +38,37 @@ def demo_pool(
                 hint="--overwrite draws it anew; DVC keeps the old version",
             )
         dvc.require_versioned(here.root, pool)
+        if audio and not (folder / SOUNDS_TABLE).exists():
+            raise UserError(
+                f"{pool}/ is there already, and has none of the demo's sounds",
+                hint="--overwrite draws it anew with them; DVC keeps the old version",
+            )
         print(f"{pool}/ is as {pool}.dvc says: nothing to draw (--overwrite draws it anew)")
         return
     _keep_old_version(here.root, pool)
-    summary = draw_pool(folder, seed=seed or 7, num_pairs=num_pairs or 6000, overwrite=overwrite)
+    num_pairs = num_pairs or 6000
+    summary = draw_pool(
+        folder,
+        seed=7 if seed is None else seed,
+        num_pairs=num_pairs,
+        num_sounds=max(96, num_pairs * 8 // 100) if audio else 0,
+        overwrite=overwrite,
+    )
     if pointer.exists() and not overwrite and not dvc.holds_what_it_says(here.root, pool):
         shutil.rmtree(folder)
         raise UserError(
             f"the shop that was drawn is not the pool that {pointer.name} pins",
-            hint="`dvc pull` brings that pool; --overwrite pins the shop in its place",
+            hint=f"try it {'without' if audio else 'with'} --audio; `dvc pull` brings that pool; "
+            "--overwrite pins the shop in its place",
         )
     changed = dvc.add(here.root, pool)
+    sounds = f"{summary.num_sounds:,}, {summary.num_sound_pairs:,} pairs" if audio else "none"
     print_table(
         f"The shop is drawn into {pool}/",
         (
-            ("pairs", f"{summary.num_pairs:,}"),
-            ("pictures", f"{summary.num_items:,}"),
+            ("pictures", f"{summary.num_items:,}, {summary.num_pairs:,} pairs"),
             ("products", f"{summary.num_products:,}"),
+            ("sounds", sounds),
             ("planted faults", f"{sum(summary.faults.values()):,} (truth in truth.parquet)"),
             ("never seen in training", ", ".join(f"{c} {k}" for c, k in summary.unseen)),
             ("version", f"{pool}.dvc {'written' if changed else 'unchanged'}"),

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,33 +71,44 @@ def retrain(
 def search(
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="Look for items like this picture.")] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="Look for items like this sound (WAV, FLAC, OGG, MP3).")
+    ] = None,
+    modality: Annotated[
+        Literal["image", "audio"] | None, typer.Option(help="Find only pictures, or only sounds.")
+    ] = None,
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", metavar="COLUMN=VALUE", help="colour=red, price<50; repeatable."),
     ] = None,
     limit: Annotated[int, typer.Option(help="How many hits.")] = 10,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write the hits' pictures as a contact sheet (PNG).")
+        Path | None, typer.Option(help="Draw the hits on a contact sheet (PNG).")
     ] = None,
     project: ProjectOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Find the items that a text or a picture means."""
+    """Find the items that a text, a picture or a sound means."""
     from coembed.console import print_hits
     from coembed.errors import UserError
     from coembed.stages import search as stage
 
-    if (text is None) == (image is None):
-        raise UserError("give a text or --image FILE, one of the two")
+    queries: list[str | stage.MediaQuery] = [text] if text is not None else []
+    if image is not None:
+        queries.append(stage.MediaQuery("image", image))
+    if audio is not None:
+        queries.append(stage.MediaQuery("audio", audio))
+    if len(queries) != 1:
+        raise UserError("give a text, --image FILE or --audio FILE: one of the three")
     here = open_project(project, None)
-    query: str | Path = text if text is not None else image  # type: ignore[assignment]
     found = stage.run(
         here.cfg,
         services=services(here),
         pool=here.path("pool"),
         models=here.path("runs") / "models",
-        query=query,
+        query=queries[0],
         filters=filters or (),
+        modality=modality,
         limit=limit,
         sheet=sheet,
     )
@@ -106,7 +117,8 @@ def search(
         return
     release = found.release
     # The columns that the evaluation classifies are the ones that people ask about.
-    print_hits(f"{str(query)!r}", found.hits, [task.column for task in here.cfg.evaluate.zero_shot])
+    columns = list(dict.fromkeys(task.column for task in here.cfg.evaluate.zero_shot))
+    print_hits(f"{text or str(image or audio)!r}", found.hits, columns)
     print(f"model {release.model} version {release.version}, collection {found.collection}")
     if sheet is not None:
         print(f"contact sheet: {sheet}")

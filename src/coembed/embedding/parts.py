@@ -14,7 +14,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,14 +28,17 @@ from numpy.typing import NDArray
 
 from coembed.errors import DataError, ModelError
 from coembed.files import atomic_path, sha256_file, sweep_partials, write_json
-from coembed.types import Sample, Split
+from coembed.types import MODALITIES, Modality, Sample, Split
 
 Embeddings = NDArray[np.float32]
-Encode = Callable[[Sequence[bytes]], Embeddings]
+Encode = Callable[[Modality, Sequence[bytes]], Embeddings]
+Decode = Callable[[Modality, bytes], object]
 Chunk = Sequence[tuple[Split, Sample]]
 
 # Batches that are handed to the encoder together: it decodes some of them while it embeds others.
 _CHUNK_BATCHES = 8
+# Fewer where their files are large: a chunk of long sounds could fill the memory.
+_CHUNK_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,14 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One written part: its file name, rows, checksum, and what was left out of it."""
+    """One written part: its file name, rows (in all and by modality), checksum, and what was left
+    out of it."""
 
     file: str
     num_items: int
     sha256: str
     unreadable: tuple[Unreadable, ...]
+    modalities: Mapping[Modality, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,14 @@ class EmbeddedCorpus:
         return sum(part.num_items for part in self.parts)
 
     @property
+    def modalities(self) -> Mapping[Modality, int]:
+        """Rows over all parts, by modality."""
+        found: Counter[Modality] = Counter()
+        for part in self.parts:
+            found.update(part.modalities)
+        return {name: found[name] for name in MODALITIES if found[name]}
+
+    @property
     def unreadable(self) -> tuple[Unreadable, ...]:
         """What could not be decoded, in corpus order."""
         return tuple(item for part in self.parts for item in part.unreadable)
@@ -78,7 +92,7 @@ class EmbeddedCorpus:
 def embed_parts(
     corpus: Iterable[tuple[Split, Sample]],
     encode: Encode,
-    decode: Callable[[bytes], object],
+    decode: Decode,
     *,
     dim: int,
     batch_size: int,
@@ -88,9 +102,9 @@ def embed_parts(
 ) -> EmbeddedCorpus:
     """Embed `corpus` into parts in the folder `work`, keeping the whole parts found there.
 
-    `encode` turns media bytes into [num, dim] unit vectors, `batch_size` at a time; both it and
-    `decode` raise DataError on what cannot be decoded. `part_size` is a multiple of `batch_size`.
-    `advance` hears of every item passed.
+    `encode` turns media of one modality into [num, dim] unit vectors, `batch_size` at a time; both
+    it and `decode` raise DataError on what cannot be decoded. `part_size` is a multiple of
+    `batch_size`. `advance` hears of every item passed.
     """
     work.mkdir(parents=True, exist_ok=True)
     sweep_partials(work)
@@ -129,16 +143,29 @@ def part_name(number: int) -> str:
 def _chunks(
     corpus: Iterable[tuple[Split, Sample]], chunk_size: int, part_size: int
 ) -> Iterator[tuple[int, Chunk]]:
-    """(part number, items): runs of at most `chunk_size` items, none reaching over a part's end."""
+    """(part number, items): runs of at most `chunk_size` items, none reaching over a part's end.
+
+    They end early behind _CHUNK_BYTES of media. That depends on the items alone, too.
+    """
     iterator = iter(corpus)
     for number in itertools.count():
         left = part_size
         while left:
-            chunk = list(itertools.islice(iterator, min(chunk_size, left)))
+            chunk = _take(iterator, min(chunk_size, left))
             if not chunk:
                 return
             yield number, chunk
             left -= len(chunk)
+
+
+def _take(items: Iterator[tuple[Split, Sample]], most: int) -> Chunk:
+    chunk, num_bytes = [], 0
+    for split, sample in items:
+        chunk.append((split, sample))
+        num_bytes += len(sample.media)
+        if len(chunk) == most or num_bytes >= _CHUNK_BYTES:
+            break
+    return chunk
 
 
 def _read_ahead(chunks: Iterator[tuple[int, Chunk]]) -> Iterator[tuple[int, Chunk]]:
@@ -189,7 +216,7 @@ def _write_part(
     number: int,
     chunks: Iterable[Chunk],
     encode: Encode,
-    decode: Callable[[bytes], object],
+    decode: Decode,
     *,
     dim: int,
 ) -> Part:
@@ -197,17 +224,14 @@ def _write_part(
     rows: list[tuple[Split, Sample]] = []
     unreadable: list[Unreadable] = []
     for chunk in chunks:
-        media = [sample.media for _, sample in chunk]
-        embedded, reasons = _encode_readable(encode, decode, media)
+        embedded, reasons = _embed_chunk(chunk, encode, decode, dim=dim)
         for place, (split, sample) in enumerate(chunk):
             if place in reasons:
                 unreadable.append(Unreadable(sample.item_id, sample.path, reasons[place]))
             else:
                 # The media are not needed any more: a part of them could fill the memory.
                 rows.append((split, replace(sample, media=b"")))
-        if len(embedded):
-            _check(embedded, dim)
-            vectors.append(embedded)
+        vectors.append(embedded)
     file = work / part_name(number)
     matrix = np.concatenate(vectors) if vectors else np.empty((0, dim), dtype=np.float32)
     with atomic_path(file) as partial:
@@ -218,29 +242,56 @@ def _write_part(
             use_dictionary=["modality", "split"],
             write_statistics=False,
         )
-    part = Part(file.name, len(rows), sha256_file(file), tuple(unreadable))
+    modalities = dict(Counter(sample.modality for _, sample in rows))
+    part = Part(file.name, len(rows), sha256_file(file), tuple(unreadable), modalities)
     write_json(_receipt_path(file), asdict(part))
     return part
 
 
+def _embed_chunk(
+    chunk: Chunk, encode: Encode, decode: Decode, *, dim: int
+) -> tuple[Embeddings, dict[int, str]]:
+    """Embeddings of what can be decoded, in order, and the reason for each place that cannot.
+
+    Each modality goes through its own tower, in batches of its own.
+    """
+    places: dict[Modality, list[int]] = {}
+    for place, (_, sample) in enumerate(chunk):
+        places.setdefault(sample.modality, []).append(place)
+    vectors = np.empty((len(chunk), dim), dtype=np.float32)
+    reasons: dict[int, str] = {}
+    for modality, own in places.items():
+        media = [chunk[place][1].media for place in own]
+        embedded, own_reasons = _encode_readable(encode, decode, modality, media)
+        reasons.update({own[place]: reason for place, reason in own_reasons.items()})
+        readable = [place for place in own if place not in reasons]
+        if readable:
+            _check(embedded, dim)
+            vectors[readable] = embedded
+    kept = [place for place in range(len(chunk)) if place not in reasons]
+    return vectors[kept], reasons
+
+
 def _encode_readable(
-    encode: Encode, decode: Callable[[bytes], object], media: Sequence[bytes]
+    encode: Encode, decode: Decode, modality: Modality, media: Sequence[bytes]
 ) -> tuple[Embeddings, dict[int, str]]:
     """Embeddings of what can be decoded, and the reason for each place that cannot."""
     try:
-        return encode(media), {}
+        return encode(modality, media), {}
     except DataError:
         reasons: dict[int, str] = {}
         for place, data in enumerate(media):
             try:
-                decode(data)
+                decode(modality, data)
             except DataError as error:
                 # It was alone, so a place in the message ("image 0: ...") says nothing.
                 reasons[place] = re.sub(r"^\w+ 0: ", "", error.message)
         if not reasons:
             raise
     readable = [data for place, data in enumerate(media) if place not in reasons]
-    return (encode(readable) if readable else np.empty((0, 0), dtype=np.float32)), reasons
+    if not readable:
+        return np.empty((0, 0), dtype=np.float32), reasons
+    return encode(modality, readable), reasons
 
 
 def _check(embedded: Embeddings, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""The contact sheet: some searches with the pictures that they find, right and wrong ones marked.
+"""The contact sheet: some searches with the items that they find, right and wrong ones marked.
 
 Which searches are shown is a function of their words alone, so that the same evaluation gives the
 same sheet, and two models' sheets can be laid side by side.
@@ -8,25 +8,41 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from coembed.evaluation.attribute_queries import AttributeQuery
-from coembed.evaluation.evaluation_set import EvaluationSet
-from coembed.evaluation.retrieval import Embeddings, Floats, Ints, Positives
+from coembed.evaluation.measure import AttributeSearch, Crossing, Part
+from coembed.evaluation.retrieval import Embeddings, Floats, Ints
+from coembed.evaluation.sound_picture import sound_picture
 from coembed.files import sha256_bytes
 from coembed.modalities.image import decode_image
 from coembed.types import Sample
 
 _JPEG_QUALITY = 80
+# By the file ending that a shard gives a sound. Browsers play these.
+_SOUND_TYPES = {
+    "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "oga": "audio/ogg",
+    "opus": "audio/ogg", "mp3": "audio/mpeg",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ShownItem:
+    """An item as data URIs: its picture, and for a sound what is played, None if it is too long."""
+
+    picture: str
+    sound: str | None = None
+    is_sound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ShownHit:
-    """One hit. `parts` are the words below the picture, each with whether it is as asked.
+    """One hit. `item` is its number in the evaluation set; `parts` are the words below the picture,
+    each with whether it is as asked.
 
     `right` is None where nobody can say: another item may fit a caption as well as its own.
     """
@@ -39,13 +55,18 @@ class ShownHit:
 
 @dataclass(frozen=True, slots=True)
 class ShownSearch:
-    """One search: `wanted` is the item whose caption it is (None for attributes), at `rank`."""
+    """One search by words, or by the item `asked`, whose caption `text` is then.
+
+    `wanted` is the item whose caption it is (None for attributes), at `rank`; of a search by an
+    item, `rank` is that of the first right hit.
+    """
 
     text: str
     hits: tuple[ShownHit, ...]
     num_right: int
     wanted: int | None = None
     rank: float | None = None
+    asked: int | None = None
 
 
 def choose(texts: Sequence[str], num: int) -> list[int]:
@@ -66,19 +87,14 @@ def worst(texts: Sequence[str], ranks: Floats, num: int) -> list[int]:
 
 
 def attribute_searches(
-    queries: Sequence[AttributeQuery],
-    places: Iterable[int],
-    embedded: Embeddings,
-    items: Embeddings,
-    labels: Sequence[Sequence[str | None]],
-    *,
-    num_hits: int,
+    search: AttributeSearch, places: Iterable[int], *, num_hits: int
 ) -> list[ShownSearch]:
-    """Searches of attribute queries; hits are shown by their values, `labels[column][item]`."""
+    """Searches of attribute queries; hits are shown by their values of the columns asked about."""
+    part, labels = search.part, list(search.labels.values())
     shown = []
     for place in places:
-        query = queries[place]
-        scores = items @ embedded[place]
+        query = search.queries[place]
+        scores = part.items @ search.embedded[place]
         hits = []
         for item in top_items(scores, num_hits):
             parts = tuple(
@@ -86,38 +102,70 @@ def attribute_searches(
                 for values, asked in zip(labels, query.values, strict=True)
             )
             right = all(ok for _, ok in parts)
-            hits.append(ShownHit(int(item), float(scores[item]), right, parts))
+            hits.append(ShownHit(part.first + int(item), float(scores[item]), right, parts))
         shown.append(ShownSearch(query.text, tuple(hits), len(query.right)))
     return shown
 
 
-def caption_searches(
-    data: EvaluationSet,
-    positives: Positives,
-    places: Iterable[int],
-    embedded_texts: Embeddings,
-    items: Embeddings,
-    ranks: Floats,
-    *,
-    num_hits: int,
-) -> list[ShownSearch]:
+def caption_searches(part: Part, places: Iterable[int], *, num_hits: int) -> list[ShownSearch]:
     """Searches of text queries, with the item that each caption belongs to."""
-    shown = []
+    way, shown = part.text_to_item, []
     for place in places:
-        wanted, text = data.queries[place]
-        right = positives.candidates[positives.starts[place] : positives.starts[place + 1]]
-        scores = items @ embedded_texts[text]
-        hits = tuple(
-            ShownHit(
-                int(item),
-                float(scores[item]),
-                True if item in right else None,
-                ((data.items[item].captions[0], True),),
+        wanted, text = part.data.queries[place]
+        right = way.positives.block(place, place + 1).candidates
+        hits = _hits(part, part.texts[text], right, wrong=None, num_hits=num_hits)
+        shown.append(
+            ShownSearch(
+                part.data.texts[text],
+                hits,
+                len(right),
+                wanted=part.first + wanted,
+                rank=float(way.ranks[place]),
             )
-            for item in top_items(scores, num_hits)
         )
-        shown.append(ShownSearch(data.texts[text], hits, len(right), wanted, float(ranks[place])))
     return shown
+
+
+def crossing_searches(
+    crossing: Crossing, places: Iterable[int], *, wrong: bool | None, num_hits: int
+) -> list[ShownSearch]:
+    """Searches by items of one modality among those of another; `places` are of asked queries.
+
+    `wrong` is what a hit that is no positive is called: False, or None where nobody can say.
+    """
+    way, source, shown = crossing.retrieval, crossing.source, []
+    assert way is not None
+    for place in places:
+        item = int(crossing.meetings.queries[place])
+        right = way.positives.block(place, place + 1).candidates
+        hits = _hits(crossing.target, source.items[item], right, wrong=wrong, num_hits=num_hits)
+        shown.append(
+            ShownSearch(
+                source.data.items[item].captions[0],
+                hits,
+                len(right),
+                rank=float(way.ranks[place]),
+                asked=source.first + item,
+            )
+        )
+    return shown
+
+
+def _hits(
+    part: Part, query: Embeddings, right: Ints, *, wrong: bool | None, num_hits: int
+) -> tuple[ShownHit, ...]:
+    """The items nearest to `query` [dim] with their first captions; those among `right` are
+    marked."""
+    scores = part.items @ query
+    return tuple(
+        ShownHit(
+            part.first + int(item),
+            float(scores[item]),
+            True if item in right else wrong,
+            ((part.data.items[item].captions[0], True),),
+        )
+        for item in top_items(scores, num_hits)
+    )
 
 
 def top_items(scores: Embeddings, num: int) -> Ints:
@@ -126,20 +174,43 @@ def top_items(scores: Embeddings, num: int) -> Ints:
     return order
 
 
-def needed_items(searches: Iterable[ShownSearch]) -> set[int]:
-    """Numbers of all items that the searches show."""
-    found: set[int] = set()
+def shown_items(searches: Iterable[ShownSearch]) -> Counter[int]:
+    """Numbers of all items that the searches show, and how often."""
+    found: Counter[int] = Counter()
     for search in searches:
         found.update(hit.item for hit in search.hits)
-        if search.wanted is not None:
-            found.add(search.wanted)
+        found.update(item for item in (search.wanted, search.asked) if item is not None)
     return found
 
 
-def thumbnail(sample: Sample, *, px: int) -> str:
-    """The item's picture as a data URI: a JPEG whose longer side has at most `px` pixels."""
-    image = Image.fromarray(decode_image(sample.media))
+def show_item(sample: Sample, *, px: int, max_sound_bytes: int) -> ShownItem:
+    """The item's picture, at most `px` pixels wide and high, and its sound.
+
+    A sound is drawn, and embedded as it is where it has at most `max_sound_bytes`.
+    """
+    if sample.modality != "audio":
+        return ShownItem(_jpeg(_small(sample.media, px)))
+    media_type = _SOUND_TYPES.get(sample.extension)
+    plays = media_type is not None and len(sample.media) <= max_sound_bytes
+    return ShownItem(
+        _jpeg(sound_picture(sample.media, width=px, height=px)),
+        f"data:{media_type};base64,{_base64(sample.media)}" if plays else None,
+        is_sound=True,
+    )
+
+
+def _small(media: bytes, px: int) -> Image.Image:
+    image = Image.fromarray(decode_image(media))
     image.thumbnail((px, px), Image.Resampling.LANCZOS)
+    return image
+
+
+def _jpeg(image: Image.Image) -> str:
+    """A picture as a data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/jpeg;base64," + _base64(buffer.getvalue())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

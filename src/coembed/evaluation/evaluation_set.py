@@ -21,6 +21,10 @@ from coembed.evaluation.retrieval import Ints, Positives
 from coembed.files import sha256_json
 from coembed.types import Attribute, Modality
 
+ITEM_MODALITIES: tuple[Modality, ...] = ("image", "audio")
+"""What is evaluated against captions, in the order of reports. The first one that is there is what
+settings mean that name no modality."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedItem:
@@ -35,9 +39,37 @@ class EvaluatedItem:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The items of one split, in the order of their embeddings."""
+    """The items of one split, in the order of their embeddings: those of a modality together."""
 
     items: Sequence[EvaluatedItem]
+
+    @cached_property
+    def first_items(self) -> Mapping[Modality, int]:
+        """The modalities that are there, in their order, and the number of the first item of each.
+
+        Raises ValueError where the items of a modality are not all together.
+        """
+        firsts: dict[Modality, int] = {}
+        for number, item in enumerate(self.items):
+            firsts.setdefault(item.modality, number)
+            if item.modality != next(reversed(firsts)):
+                raise ValueError(f"item {number} is of modality {item.modality}, behind another's")
+        return firsts
+
+    @cached_property
+    def _parts(self) -> Mapping[Modality, EvaluationSet]:
+        firsts = self.first_items
+        if len(firsts) == 1:
+            return dict.fromkeys(firsts, self)
+        ends = [*list(firsts.values())[1:], len(self.items)]
+        return {
+            modality: EvaluationSet(self.items[first:end])
+            for (modality, first), end in zip(firsts.items(), ends, strict=True)
+        }
+
+    def of_modality(self, modality: Modality) -> EvaluationSet:
+        """The items of one modality alone."""
+        return self._parts[modality]
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -90,15 +122,16 @@ class EvaluationSet:
         """Names of the attribute columns that at least one item has, sorted."""
         return tuple(sorted({name for item in self.items for name in item.attributes}))
 
-    def labels(self, column: str, *, setting: str) -> tuple[str | None, ...]:
+    def labels(self, column: str, *, setting: str, what: str = "item") -> tuple[str | None, ...]:
         """Each item's value of `column` as text, None where it has none.
 
-        `setting` names the setting that asked for the column, should no item have it.
+        `setting` names the setting that asked for the column, should no item have it, and `what`
+        says what the items are.
         """
         if column not in self.columns():
             there = ", ".join(self.columns()) or "none"
             raise DataError(
-                f"{setting} names the column {column!r}, which no evaluated item has; "
+                f"{setting} names the column {column!r}, which no evaluated {what} has; "
                 f"columns there are: {there}",
                 hint=f"name one of these in {setting}, or add {column!r} to the pool's table",
             )

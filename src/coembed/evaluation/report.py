@@ -14,7 +14,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 
 from coembed.evaluation.charts import HEIGHT, WIDTH, LineChart
-from coembed.evaluation.contact_sheet import ShownSearch
+from coembed.evaluation.contact_sheet import ShownItem, ShownSearch
 from coembed.evaluation.slices import SliceScore
 from coembed.evaluation.zero_shot import ZeroShot
 
@@ -63,9 +63,11 @@ class ClassBar:
 
 @dataclass(frozen=True, slots=True)
 class ZeroShotView:
-    """Zero-shot classification by one column. `confusion` has [label, cells] rows, or is None."""
+    """Zero-shot classification by one column of the items `of`, which are named where others are
+    evaluated too. `confusion` has [label, cells] rows, or is None."""
 
     column: str
+    of: str
     chance: float
     bars: Sequence[ClassBar]
     num_hidden: int
@@ -89,14 +91,18 @@ class SliceTable:
 class Report:
     """All that the page shows.
 
-    `facts` are (label, value); `metrics` are (task, rows); `thumbnails[item]` are data URIs.
+    `facts` are (label, value); `metrics` are (task, rows); `directions` are the tasks of retrieval,
+    each with what it asks; `notes` say what was not measured; `items` holds what the groups
+    show, by item number.
     """
 
     facts: Sequence[tuple[str, str]]
     headlines: Sequence[Headline]
     metrics: Sequence[tuple[str, Sequence[MetricRow]]]
+    directions: Sequence[tuple[str, str]]
+    notes: Sequence[str]
     groups: Sequence[SearchGroup]
-    thumbnails: Mapping[int, str]
+    items: Mapping[int, ShownItem]
     zero_shot: Sequence[ZeroShotView]
     slices: Sequence[SliceTable]
     min_slice: int
@@ -119,7 +125,7 @@ def render(report: Report) -> str:
     return page + "\n"
 
 
-def zero_shot_view(column: str, result: ZeroShot) -> ZeroShotView:
+def zero_shot_view(column: str, result: ZeroShot, *, of: str = "") -> ZeroShotView:
     """Classes worst first, the confusion table of few classes, and the most frequent mistakes."""
     accuracy, counts = result.class_top_1(), result.class_counts()
     order = sorted(range(len(result.classes)), key=lambda c: (accuracy[c], result.classes[c]))
@@ -133,6 +139,7 @@ def zero_shot_view(column: str, result: ZeroShot) -> ZeroShotView:
         ]
     return ZeroShotView(
         column=column,
+        of=of,
         chance=1 / len(result.classes),
         bars=bars[:_MAX_ROWS],
         num_hidden=max(len(bars) - _MAX_ROWS, 0),

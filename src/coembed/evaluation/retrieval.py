@@ -8,8 +8,9 @@ push its rank down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,23 @@ TIE_TOLERANCE = 1e-6
 
 _QUERY_BLOCK = 1024
 _CANDIDATE_BLOCK = 8192
+# Positives at hand at one time, whatever the number of queries: 8 MB for each array of them.
+_MAX_POSITIVES = 1_000_000
+# Where more positives than this, and more than one in 32 of all scores, are asked for, the matrix
+# product gives them sooner than row by row products, which wait for memory.
+_MANY_POSITIVES = 500_000
+_DENSE = 32
+
+
+class PositiveSource(Protocol):
+    """Which candidates answer which query, however that is held."""
+
+    @property
+    def counts(self) -> Ints:
+        """How many positives each query has, [num_queries], each at least one."""
+
+    def block(self, start: int, stop: int) -> Positives:
+        """The positives of the queries `start` to `stop`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,11 @@ class Positives:
         """How many positives each query has, [num_queries]."""
         return np.diff(self.starts)
 
+    def block(self, start: int, stop: int) -> Positives:
+        """The positives of the queries `start` to `stop`."""
+        first, last = self.starts[start], self.starts[stop]
+        return Positives(self.starts[start : stop + 1] - first, self.candidates[first:last])
+
 
 def check_embeddings(embeddings: Embeddings, what: str) -> None:
     """Refuse NaN and infinity, which would sort anywhere. `what` names the embeddings' items."""
@@ -72,7 +95,7 @@ def check_embeddings(embeddings: Embeddings, what: str) -> None:
 def ranks(
     queries: Embeddings,
     candidates: Embeddings,
-    positives: Positives,
+    positives: PositiveSource,
     *,
     device: str = "cpu",
     query_block: int = _QUERY_BLOCK,
@@ -82,26 +105,33 @@ def ranks(
     """Rank of every query's best positive among its negatives, [num_queries], from 1, by mid-rank.
 
     `queries` [num_queries, dim] and `candidates` [num_candidates, dim] are float32. The score is
-    their dot product, summed in float32. At most `query_block` x `candidate_block` scores exist at
-    one time.
+    their dot product, summed in float32. At most `query_block` x `candidate_block` scores, and one
+    million positives (or one query's), exist at one time.
     """
     found = np.empty(len(queries), dtype=np.float64)
     on_device = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.float32)).to(device)
-    for start in range(0, len(queries), query_block):
-        stop = min(start + query_block, len(queries))
+    for start, stop in _query_blocks(positives.counts, query_block):
         block = np.ascontiguousarray(queries[start:stop], dtype=np.float32)
-        block_positives = Positives(
-            positives.starts[start : stop + 1] - positives.starts[start],
-            positives.candidates[positives.starts[start] : positives.starts[stop]],
-        )
         found[start:stop] = _block_ranks(
             torch.from_numpy(block).to(device),
             on_device,
-            block_positives,
+            positives.block(start, stop),
             candidate_block=candidate_block,
             tie_tolerance=tie_tolerance,
         )
     return found
+
+
+def _query_blocks(counts: Ints, query_block: int) -> Iterator[tuple[int, int]]:
+    """Runs of at most `query_block` queries that have at most _MAX_POSITIVES, or of one query."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        before = int(ends[start - 1]) if start else 0
+        fitting = int(np.searchsorted(ends, before + _MAX_POSITIVES, side="right"))
+        stop = min(start + query_block, max(fitting, start + 1))
+        yield start, stop
+        start = stop
 
 
 def _block_ranks(
@@ -115,12 +145,7 @@ def _block_ranks(
     num = len(queries)
     rows = torch.from_numpy(np.repeat(np.arange(num), positives.counts)).to(queries.device)
     columns = torch.from_numpy(positives.candidates).to(queries.device)
-    best = queries.new_full((num,), -torch.inf)
-    # Gathered in slices: a query may have thousands of positives.
-    for start in range(0, len(rows), candidate_block):
-        some = slice(start, start + candidate_block)
-        scores = (queries[rows[some]] * candidates[columns[some]]).sum(dim=1)
-        best.scatter_reduce_(0, rows[some], scores, reduce="amax")
+    best = _best_scores(queries, candidates, rows, columns, candidate_block)
     above = torch.zeros(num, dtype=torch.int64, device=queries.device)
     not_below = torch.zeros_like(above)
     for start in range(0, len(candidates), candidate_block):
@@ -133,6 +158,27 @@ def _block_ranks(
     rank = 1 + above.double() + (not_below - above).double() / 2
     found: Floats = rank.numpy()
     return found
+
+
+def _best_scores(
+    queries: Tensor, candidates: Tensor, rows: Tensor, columns: Tensor, candidate_block: int
+) -> Tensor:
+    """The best score of each query's positives, [num_queries]; `rows` are queries, `columns` their
+    positives, [num_positives]."""
+    best = queries.new_full((len(queries),), -torch.inf)
+    if len(rows) > max(_MANY_POSITIVES, len(queries) * len(candidates) // _DENSE):
+        for start in range(0, len(candidates), candidate_block):
+            scores = queries @ candidates[start : start + candidate_block].T
+            inside = (columns >= start) & (columns < start + candidate_block)
+            found = scores[rows[inside], columns[inside] - start]
+            best.scatter_reduce_(0, rows[inside], found, reduce="amax")
+        return best
+    # Gathered in slices: a query may have thousands of positives.
+    for start in range(0, len(rows), candidate_block):
+        some = slice(start, start + candidate_block)
+        scores = (queries[rows[some]] * candidates[columns[some]]).sum(dim=1)
+        best.scatter_reduce_(0, rows[some], scores, reduce="amax")
+    return best
 
 
 def _count_above(scores: Tensor, limits: Tensor) -> Tensor:
@@ -189,7 +235,7 @@ class Outcomes:
 
 
 def rank_outcomes(
-    task: str, ranks: Floats, num_candidates: int, positives: Positives, ks: Sequence[int]
+    task: str, ranks: Floats, num_candidates: int, positives: PositiveSource, ks: Sequence[int]
 ) -> Outcomes:
     """Recall@k and reciprocal rank of each query, with what chance would give it."""
     values: dict[str, Floats] = {}

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from coembed.errors import ServiceError, UserError
-from coembed.index.base import Collection, Point, VectorIndex
-from coembed.index.filters import ColumnKind
+from coembed.index.base import Collection, Point, VectorIndex, wrong_vector
+from coembed.index.filters import BASE_COLUMNS, ColumnKind
 from coembed.index.settings import IndexSettings
 from coembed.progress import tracker
 
@@ -48,7 +48,7 @@ class Release:
     @property
     def vector_name(self) -> str:
         """Named after the fingerprint, so that another model's query fails, not misleads."""
-        return f"image@{self.fingerprint[:8]}"
+        return f"item@{self.fingerprint[:8]}"
 
     def to_metadata(self) -> dict[str, Any]:
         """As a collection keeps it."""
@@ -83,6 +83,21 @@ def read_release(collection: Collection) -> Release:
             f"collection {collection.name!r} does not say which model version made it ({error})",
             hint="it was not made by coembed; build one with `coembed index`",
         ) from None
+
+
+def vector_of(collection: Collection, release: Release) -> str:
+    """The name of the vectors of the collection that holds `release`.
+
+    Those made before there were sounds are called `image@...`, and stay searchable. Raises
+    UserError where the vectors are another model's.
+    """
+    if not _names_the_model(collection, release):
+        raise wrong_vector(collection, release.vector_name)
+    return collection.vector_name
+
+
+def _names_the_model(collection: Collection, release: Release) -> bool:
+    return collection.vector_name.rpartition("@")[2] == release.fingerprint[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +144,13 @@ def build(
             dim=release.dim,
             metadata={**release.to_metadata(), "state": "loading"},
             columns={
-                column: kind
-                for column, kind in release.columns.items()
-                if wanted == "auto" or column in wanted
+                # Whatever attributes there are, hits can be asked for by modality.
+                "modality": BASE_COLUMNS["modality"],
+                **{
+                    column: kind
+                    for column, kind in release.columns.items()
+                    if wanted == "auto" or column in wanted
+                },
             },
         )
     _load(index, name, points(), release, settings)
@@ -143,7 +162,7 @@ def build(
 
 def _check_same(found: Collection, release: Release) -> None:
     held = {key: found.metadata.get(key) for key in release.to_metadata()}
-    if held != release.to_metadata() or found.vector_name != release.vector_name:
+    if held != release.to_metadata() or not _names_the_model(found, release):
         raise UserError(
             f"collection {found.name!r} holds another release than the one to be built: "
             f"version {held['version']} of {held['model']!r}, {held['num_items']} items",
@@ -189,6 +208,7 @@ def verify(
     with the same vector and payload and is its own best hit. Raises UnverifiedError otherwise.
     """
     found = index.describe(name)
+    vector_name = vector_of(found, release)
     count = index.count(name)
     if count != release.num_items:
         raise _bad(name, f"it has {count} points, the embeddings have {release.num_items} items")
@@ -205,9 +225,9 @@ def verify(
             raise _bad(name, f"the vector of item {point.item_id} is not the one that was written")
         if dict(back.payload) != dict(point.payload):
             raise _bad(name, f"the payload of item {point.item_id} is not the one that was written")
-        if _is_own_hit(index, name, release.vector_name, point, exact=False):
+        if _is_own_hit(index, name, vector_name, point, exact=False):
             num_found += 1
-        elif not _is_own_hit(index, name, release.vector_name, point, exact=True):
+        elif not _is_own_hit(index, name, vector_name, point, exact=True):
             raise _bad(name, f"item {point.item_id} is not the best hit for its own vector")
     if num_found < _LEAST_FOUND * len(sample):
         raise _bad(

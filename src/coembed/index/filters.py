@@ -94,6 +94,11 @@ def _same(value: Any, wanted: Attribute) -> bool:
     return isinstance(value, bool) == isinstance(wanted, bool) and value == wanted
 
 
+def restrict(where: Filter, column: str, value: Attribute) -> Filter:
+    """The same filter for what has `value` in `column`."""
+    return Filter((*where.conditions, AnyOf(column, (value,))))
+
+
 def parse_filters(texts: Sequence[str], columns: Mapping[str, ColumnKind]) -> Filter:
     """Read filters against `columns` (name → kind) of a collection.
 

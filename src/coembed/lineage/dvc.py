@@ -9,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-from coembed.errors import CoembedError, DataError, ServiceError, UserError
+from coembed.errors import CoembedError, DataError, ServiceError, error_type
 from coembed.files import write_text
 from coembed.lineage.process import capture, stream, tool
 
@@ -67,9 +67,7 @@ def _stage_error(project: Path, stage: str, code: int) -> CoembedError:
     if left.exists():
         said = json.loads(left.read_text(encoding="utf-8"))
         left.unlink()
-    kinds: dict[object, type[CoembedError]] = {"user": UserError, "service": ServiceError}
-    make = kinds.get(said.get("kind"), CoembedError)
-    return make(
+    return error_type(said.get("kind"))(
         f"stage {stage} failed: {said.get('error', f'dvc repro ended with code {code}')}",
         hint=f"mend that and run the same command again; `coembed {stage}` runs the stage alone",
     )

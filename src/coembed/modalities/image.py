@@ -6,6 +6,7 @@ same pixels everywhere. `Spec.version` names that way; it changes when the pixel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,13 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from pydantic import Field
 from torch import Tensor, nn
 
+from coembed import draws
 from coembed.errors import DataError, ModelError
 from coembed.modalities import _pixels, base
+from coembed.modalities._augment import ImageAugment
 from coembed.modalities._pixels import Pixels
 
 SECTION = "vision_cfg"
@@ -135,6 +139,84 @@ class Loader(base.Loader):
     def identity(self) -> Mapping[str, Any]:
         """See base.Loader. The spec says it all."""
         return {}
+
+
+class View(base.View):
+    """Pixels [side, side, 3], a little larger than the input; a step sees a random square of them,
+    perhaps mirrored, brighter or darker."""
+
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
+
+    def __init__(self, spec: Spec, augment: ImageAugment | None) -> None:
+        self._px, self._augment = spec.px, augment
+        self._spec = spec.model_copy(update={"px": _kept_side(spec.px, augment)})
+
+    def keep(self, media: bytes) -> Pixels:
+        """See base.View."""
+        return transform(media, self._spec)
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """See base.View."""
+        side = self._spec.px
+        assert size == 3 * side * side
+        return side, side, 3
+
+    def see(
+        self, kept: Sequence[Pixels], keys: draws.Keys, *, seed: int, epoch: int
+    ) -> NDArray[np.uint8]:
+        """See base.View: uint8 [batch, px, px, 3]."""
+        if self._augment is None:
+            return np.stack(kept)
+        return crop_images(kept, keys, self._augment, px=self._px, seed=seed, epoch=epoch)
+
+    def identity(self) -> Mapping[str, Any]:
+        """See base.View."""
+        return self._spec.model_dump(mode="json")
+
+
+def _kept_side(px: int, augment: ImageAugment | None) -> int:
+    """Side in which images are kept, so that crops of average area are seen at about `px`."""
+    return px if augment is None else math.ceil(px * (1 + (1 - augment.crop_area) / 2))
+
+
+def crop_images(
+    images: Sequence[Pixels],
+    keys: draws.Keys,
+    augment: ImageAugment,
+    *,
+    px: int,
+    seed: int,
+    epoch: int,
+) -> NDArray[np.uint8]:
+    """Cut a random square out of each image and bring it to `px`; perhaps mirror and dim it.
+
+    Each of `images` is uint8 [side, side, 3]; returns uint8 [batch, px, px, 3]. The square's area
+    is uniform between `augment.crop_area` and 1 of the image's, its place uniform.
+    """
+    side = images[0].shape[0]
+    area = 1 - (1 - augment.crop_area) * draws.uniform(seed, "area", epoch, keys)
+    window = np.rint(side * np.sqrt(area)).astype(np.int64)
+    top = draws.below(seed, "top", epoch, keys, side - window + 1)
+    left = draws.below(seed, "left", epoch, keys, side - window + 1)
+    flip = draws.uniform(seed, "flip", epoch, keys) < (0.5 if augment.flip else 0.0)
+    spread = 2 * draws.uniform(seed, "brightness", epoch, keys) - 1
+    out = np.empty((len(images), px, px, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        square = image[top[i] : top[i] + window[i], left[i] : left[i] + window[i]]
+        out[i] = square if window[i] == px else _resize_square(square, px)
+        if flip[i]:
+            out[i] = out[i, :, ::-1].copy()
+    if augment.brightness:
+        factor = (1 + augment.brightness * spread).astype(np.float32)[:, None, None, None]
+        np.clip(np.rint(out * factor), 0, 255, out=out, casting="unsafe")
+    return out
+
+
+def _resize_square(square: Pixels, px: int) -> Pixels:
+    """Antialiased bilinear resize of uint8 [side, side, 3] to [px, px, 3]."""
+    tensor = torch.from_numpy(square.copy()).permute(2, 0, 1)[None]
+    resized = F.interpolate(tensor, size=(px, px), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def describe(section: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Spec:

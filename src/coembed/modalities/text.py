@@ -139,14 +139,14 @@ class TextTower(nn.Module):
         full = encoder.context_length
         if length > full:
             raise ModelError(f"texts of {length} tokens; the model's context length is {full}")
-        if length == full:
-            return encoder(tokens)
         if not self.trims_exactly:
-            raise ModelError(
-                f"texts of {length} tokens; this text tower takes exactly {full}",
-                hint="only causal towers that pool at the end token take shorter texts",
-            )
-        # open_clip's own forward wants the full length here: it does not slice its causal mask.
+            if length < full:
+                raise ModelError(
+                    f"texts of {length} tokens; this text tower takes exactly {full}",
+                    hint="only causal towers that pool at the end token take shorter texts",
+                )
+            return encoder(tokens)
+        # open_clip's own forward wants the full length: it does not slice its causal mask.
         x, _ = encoder._embeds(tokens)
         x = encoder.transformer(x, attn_mask=encoder.attn_mask[:length, :length])
         x = encoder.ln_final(x)

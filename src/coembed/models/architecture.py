@@ -17,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from coembed.errors import ModelError
+from coembed.modalities._audio_cfg import read_audio_cfg
 
 Architecture = dict[str, Any]
 
-# What stands beside the towers' sections in open_clip's format. `custom_text` says how open_clip
-# houses the text tower; coembed houses every tower alike, so it changes nothing here.
+# open_clip's sections of towers, and `audio_cfg`, which is coembed's own.
+_SECTIONS = ("vision_cfg", "text_cfg", "audio_cfg")
+# `custom_text` says how open_clip houses the text tower; coembed houses every tower alike, so it
+# changes nothing here.
 _TOP_KEYS = {
     "embed_dim",
-    "vision_cfg",
-    "text_cfg",
+    *_SECTIONS,
     "quick_gelu",
     "custom_text",
     "init_logit_scale",
     "init_logit_bias",
     "nonscalar_logit_scale",
 }
-_REQUIRED = ("embed_dim", "vision_cfg", "text_cfg")
 
 
 @cache
@@ -64,20 +65,22 @@ def check_name(value: str) -> None:
     like = f"nearest: {', '.join(near)}" if near else "for example: ViT-B-32, RN50"
     raise ModelError(
         f"unknown architecture {value!r}; {like}",
-        hint="an open_clip model name, a path that ends in .json, or a mapping with embed_dim, "
-        "vision_cfg and text_cfg",
+        hint="an open_clip model name, a path that ends in .json, or a mapping with embed_dim and "
+        "two or more of vision_cfg, text_cfg and audio_cfg",
     )
 
 
 def read_architecture(value: str | Mapping[str, Any], *, root: Path = Path()) -> Architecture:
     """The architecture that `value` stands for, checked, as open_clip's config.
 
+    A mapping may have a `base`, the name of an open_clip model: its sections are that model's with
+    the mapping's settings laid over them, and a section that the mapping sets to null is left out.
     A relative path is taken from `root`. Raises ModelError.
     """
     if not isinstance(value, str):
-        found = copy.deepcopy(dict(value))
+        found = _with_base(value, source="architecture")
         check_architecture(found, source="architecture")
-        return found
+        return _completed(found)
     check_name(value)
     named = _named_files().get(_clean(value))
     path = named if named is not None else root / value
@@ -91,24 +94,23 @@ def read_architecture(value: str | Mapping[str, Any], *, root: Path = Path()) ->
         raise ModelError(f"the architecture file {path} is not readable JSON: {error}") from error
     if isinstance(config, dict) and isinstance(config.get("model_cfg"), dict):
         config = config["model_cfg"]  # open_clip_config.json of an exported model
+    if isinstance(config, dict):
+        config = _with_base(config, source=str(path))
     check_architecture(config, source=str(path))
     if named is not None:
         # Some of open_clip's own configs ask timm for ImageNet weights; open_clip overrides that
         # unless it is told otherwise, and nothing may be downloaded that no setting names.
         config["vision_cfg"].pop("timm_model_pretrained", None)
-    return config
+    return _completed(config)
 
 
 def check_architecture(config: Any, *, source: str) -> None:
     """Refuse what cannot be a model, as far as can be told without building it."""
     if not isinstance(config, Mapping):
         raise ModelError(f"{source} holds {type(config).__name__}, expected a mapping")
-    missing = [key for key in _REQUIRED if key not in config]
-    if missing:
-        raise ModelError(
-            f"{source} lacks {', '.join(missing)}",
-            hint="open_clip's format has embed_dim, vision_cfg and text_cfg at the top",
-        )
+    if "base" in config:
+        config = _with_base(config, source=source)
+    _check_towers(config, source)
     if "multimodal_cfg" in config:
         raise ModelError(
             f"{source} is a CoCa model (multimodal_cfg): its captioning decoder is not supported",
@@ -121,17 +123,71 @@ def check_architecture(config: Any, *, source: str) -> None:
             hint=f"known: {', '.join(sorted(_TOP_KEYS))}",
         )
     _check_whole(config, "embed_dim", source)
-    for section in ("vision_cfg", "text_cfg"):
-        if not isinstance(config[section], Mapping):
-            raise ModelError(
-                f"{section} of {source} is {config[section]!r}, expected a mapping of settings"
-            )
     for key in ("init_logit_scale", "init_logit_bias"):
         value = config.get(key)
         if value is not None and not _is_number(value):
             raise ModelError(f"{key} of {source} is {value!r}, expected a number")
-    _check_vision(config["vision_cfg"], f"vision_cfg of {source}")
-    _check_text(config["text_cfg"], f"text_cfg of {source}")
+    for section, check in _SECTION_CHECKS.items():
+        if section in config:
+            check(config[section], f"{section} of {source}")
+
+
+def _check_towers(config: Mapping[str, Any], source: str) -> None:
+    towers = [section for section in _SECTIONS if section in config]
+    if "embed_dim" not in config:
+        raise ModelError(
+            f"{source} lacks embed_dim",
+            hint="the length of the embeddings stands at the top, beside the towers' sections",
+        )
+    if len(towers) < 2:
+        raise ModelError(
+            f"{source} has {towers[0] if towers else 'no tower'}; expected two or more of "
+            f"{', '.join(_SECTIONS)}",
+            hint="or name an open_clip model as its `base`, whose towers it then has",
+        )
+    for section in towers:
+        if not isinstance(config[section], Mapping):
+            raise ModelError(
+                f"{section} of {source} is {config[section]!r}, expected a mapping of settings"
+            )
+
+
+def open_clip_name(value: str | Mapping[str, Any]) -> str | None:
+    """The open_clip model that an architecture is, or is based on: whose pretrained tags fit."""
+    name = value if isinstance(value, str) else value.get("base")
+    return _clean(name) if isinstance(name, str) and not name.endswith(".json") else None
+
+
+def _with_base(config: Mapping[str, Any], *, source: str) -> Architecture:
+    """A copy of `config` laid over the open_clip model that it names as `base`, if any."""
+    given = copy.deepcopy(dict(config))
+    if "base" not in given:
+        return given
+    base = given.pop("base")
+    if not isinstance(base, str) or base.endswith(".json"):
+        raise ModelError(
+            f"base of {source} is {base!r}, expected the name of an open_clip model",
+            hint="for example: {base: ViT-B-32, audio_cfg: {timm_model_name: resnet18}}",
+        )
+    whole = read_architecture(base)
+    for key, value in given.items():
+        under = whole.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            whole[key] = {**under, **value}
+        elif value is None and key in _SECTIONS:
+            whole.pop(key, None)
+        else:
+            whole[key] = value
+    return whole
+
+
+def _completed(config: Architecture) -> Architecture:
+    """`config` with audio_cfg's defaults written out, so that a model that was trained with them
+    keeps them. What the other sections leave out is open_clip's to say.
+    """
+    if "audio_cfg" in config:
+        config["audio_cfg"] = read_audio_cfg(config["audio_cfg"]).model_dump()
+    return config
 
 
 def _check_vision(config: Mapping[str, Any], where: str) -> None:
@@ -188,6 +244,17 @@ def _check_text(config: Mapping[str, Any], where: str) -> None:
             "between the start and end tokens",
             hint="at least 3; CLIP uses 77",
         )
+
+
+def _check_audio(config: Mapping[str, Any], where: str) -> None:
+    read_audio_cfg(config, where)
+
+
+_SECTION_CHECKS = {
+    "vision_cfg": _check_vision,
+    "text_cfg": _check_text,
+    "audio_cfg": _check_audio,
+}
 
 
 def _divisors(width: int) -> list[int]:

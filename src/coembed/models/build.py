@@ -22,6 +22,11 @@ from coembed.models.spec import ModelSpec
 # CLIP's first temperature, 0.07 (Radford et al. 2021, section 2.5), as log(1 / 0.07).
 _CLIP_LOG_SCALE = math.log(1 / 0.07)
 
+_TOWER_HINTS = {
+    "image": "check image_size; for a timm model try `timm_proj: ''` in vision_cfg",
+    "audio": "a plain CNN or ViT takes any size; check num_mels and clip_s in audio_cfg",
+}
+
 
 def build_model(
     settings: ModelSettings, *, seed: int, root: Path = Path()
@@ -74,7 +79,8 @@ def describe_model(
     """The description of a model that has just been built."""
     described = copy.deepcopy(architecture)
     # The weights are at hand from here on: what says how they were first made would mislead.
-    described["vision_cfg"].pop("timm_model_pretrained", None)
+    for modality in model.modalities:
+        described[modality_module(modality).SECTION].pop("timm_model_pretrained", None)
     for key in ("custom_text", "nonscalar_logit_scale"):
         described.pop(key, None)
     described["init_logit_scale"] = float(model.logit_scale.detach())
@@ -121,7 +127,7 @@ def _try_out(model: JointModel, spec: ModelSpec) -> None:
             raise ModelError(
                 f"the {modality} tower cannot take inputs of shape {tuple(example.shape)}: "
                 f"{type(error).__name__}: {error}",
-                hint="check image_size; for a timm model try `timm_proj: ''` in vision_cfg",
+                hint=_TOWER_HINTS.get(modality, "check its section in model.architecture"),
             ) from error
         if features.shape != (len(example), spec.embed_dim):
             raise ModelError(

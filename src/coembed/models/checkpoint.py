@@ -12,13 +12,16 @@ modality. The same model gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from coembed.errors import ModelError
 from coembed.files import atomic_path, sha256_file, write_json
@@ -69,6 +72,16 @@ def save_model(
             "identity": dict(identity),
         },
     )
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors."""
+    whole = hashlib.sha256()
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        whole.update(f"{name} {plain.dtype} {tuple(plain.shape)};".encode())
+        whole.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 def read_card(folder: Path) -> ModelCard:

@@ -1,5 +1,5 @@
-"""Encoder: raw images and texts in, embeddings out. The one that evaluation, bulk embedding and
-search all use.
+"""Encoder: raw images, texts and sounds in, embeddings out. The one that evaluation, bulk embedding
+and search all use.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Embeddings = NDArray[np.float32]
 
 # Batches that are decoded while one goes through the tower.
 _AHEAD = 2
+# Of a batch as it was loaded: up to four of them are at hand, and one in floats.
+_MAX_BATCH_BYTES = 128 << 20
 # Texts are cut to the longest of their batch, rounded up to this, for fewer distinct shapes.
 _LENGTH_MULTIPLE = 8
 
@@ -91,6 +93,14 @@ class Encoder:
         """
         return self.encode("image", images)
 
+    def encode_sounds(self, sounds: Sequence[bytes]) -> Embeddings:
+        """Unit embeddings [len(sounds), embed_dim] of encoded sounds (WAV, FLAC, Ogg, MP3, ...) of
+        any length.
+
+        Raises DataError naming the place of the first one that cannot be decoded.
+        """
+        return self.encode("audio", sounds)
+
     def encode(self, modality: str, items: Sequence[Any]) -> Embeddings:
         """Unit embeddings [len(items), embed_dim]. Raises DataError, and ModelError where the
         model has no such tower.
@@ -108,6 +118,7 @@ class Encoder:
         """
         if modality not in self._loaders:
             raise ModelError(f"the model encodes {' and '.join(self.modalities)}, not {modality}")
+        batch_size = self._num_at_once(modality)
         source = iter(items)
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix=f"load-{modality}")
         waiting: deque[list[Future[Tensor]]] = deque()
@@ -115,7 +126,7 @@ class Encoder:
         try:
             while True:
                 while len(waiting) <= _AHEAD:
-                    batch = list(islice(source, self._batch_size))
+                    batch = list(islice(source, batch_size))
                     if not batch:
                         break
                     waiting.append(self._submit(pool, modality, batch, first))
@@ -123,9 +134,14 @@ class Encoder:
                 if not waiting:
                     return
                 loaded = [part.result() for part in waiting.popleft()]
-                yield self._forward(modality, torch.cat(loaded))
+                yield self._forward(modality, self._loaders[modality].join(loaded))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _num_at_once(self, modality: str) -> int:
+        """Items in a batch: fewer than asked for where they would fill the memory (long sounds)."""
+        most = _MAX_BATCH_BYTES // self._loaders[modality].max_item_bytes()
+        return max(1, min(self._batch_size, most))
 
     def _submit(
         self, pool: ThreadPoolExecutor, modality: str, batch: list[Any], first: int

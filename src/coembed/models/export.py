@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from coembed.errors import ModelError
 from coembed.files import atomic_path, write_json
+from coembed.modalities.base import modality_module
 from coembed.models.joint import JointModel
 from coembed.models.pretrained import OPEN_CLIP_JSON, open_clip_view
 from coembed.models.spec import ModelSpec
@@ -19,7 +21,10 @@ from coembed.models.spec import ModelSpec
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
-def export_open_clip(model: JointModel, spec: ModelSpec, folder: Path) -> None:
+_TOWERS = ("image", "text")
+
+
+def export_open_clip(model: JointModel, spec: ModelSpec, folder: Path) -> tuple[str, ...]:
     """Write the model into `folder` so that open_clip gives equal embeddings with it:
 
         open_clip.create_model_and_transforms("local-dir:<folder>")
@@ -28,16 +33,22 @@ def export_open_clip(model: JointModel, spec: ModelSpec, folder: Path) -> None:
     open_clip's own transform resizes with Pillow, does not turn images by their EXIF orientation
     and lays transparency on black; pixels of plain images agree to one or two of 255 levels.
 
+    Returns the modalities whose towers are left out, as open_clip has none of their kind (audio).
+
     Raises:
         ModelError: open_clip cannot hold this model.
     """
-    if set(model.modalities) != {"image", "text"}:
+    if not set(_TOWERS) <= set(model.modalities):
         raise ModelError(
             f"open_clip's format holds an image and a text tower; this model has "
-            f"{', '.join(model.modalities)}"
+            f"{' and '.join(model.modalities)}",
+            hint="export to ONNX, which takes every tower: coembed export FOLDER --format onnx",
         )
-    config = _config(spec)
+    others = tuple(modality for modality in model.modalities if modality not in _TOWERS)
+    config = _config(spec, without=others)
     view = open_clip_view(model)
+    for modality in others:
+        delattr(view, modality_module(modality).OPEN_CLIP)
     if model.logit_bias is not None:
         view.register_parameter("logit_bias", model.logit_bias)
     state = {name: value.detach().cpu().contiguous() for name, value in view.state_dict().items()}
@@ -45,7 +56,7 @@ def export_open_clip(model: JointModel, spec: ModelSpec, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / _OPEN_CLIP_WEIGHTS) as partial:
         save_file(state, partial, metadata={"format": "pt"})
-    for modality in spec.inputs:
+    for modality in _TOWERS:
         spec.loader(modality).save(folder)
     image = spec.image
     write_json(
@@ -60,10 +71,13 @@ def export_open_clip(model: JointModel, spec: ModelSpec, folder: Path) -> None:
             },
         },
     )
+    return others
 
 
-def _config(spec: ModelSpec) -> dict[str, Any]:
+def _config(spec: ModelSpec, *, without: Sequence[str]) -> dict[str, Any]:
     config = copy.deepcopy(dict(spec.architecture))
+    for modality in without:
+        del config[modality_module(modality).SECTION]
     if config.get("init_logit_bias") is None:
         config.pop("init_logit_bias", None)
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -51,12 +52,24 @@ class JointModel(nn.Module):
 
     def embed(self, modality: str, inputs: Tensor) -> Float[Tensor, "batch dim"]:
         """Embeddings: features brought to unit L2 norm, in float32 at least."""
-        features = self.features(modality, inputs)
+        return self.embed_features(self.features(modality, inputs))
+
+    def embed_features(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Embeddings of features that a tower gave, now or earlier (of a locked one, cached)."""
         dtype = torch.promote_types(features.dtype, torch.float32)
         return F.normalize(features.to(dtype), dim=-1)
 
+    @torch.no_grad()
+    def clamp_logit_scale(self, max_scale: float | None) -> None:
+        """Bring the scale back to at most `max_scale` (exponentiated), in place; None leaves it.
+
+        CLIP's limit is 100 (Radford et al. 2021, section 2.5); the sigmoid loss needs none.
+        """
+        if max_scale is not None:
+            self.logit_scale.clamp_(max=math.log(max_scale))
+
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of each modality's inputs (what DistributedDataParallel wraps)."""
+        """Embeddings of each modality's inputs."""
         return {modality: self.embed(modality, values) for modality, values in inputs.items()}
 
     def tower(self, modality: str) -> nn.Module:

@@ -1,12 +1,15 @@
-"""Weights to start from: open_clip's tags, and local checkpoints. Nothing is unpickled."""
+"""Weights to start from: open_clip's tags, and local checkpoints of open_clip, transformers and
+coembed. Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -22,8 +25,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coembed.errors import ModelError
-from coembed.modalities.base import modality_module
-from coembed.models.architecture import Architecture
+from coembed.modalities.base import modality_module, modality_names
+from coembed.models.architecture import Architecture, open_clip_name
+from coembed.models.hf_checkpoint import (
+    check_hf_architecture,
+    convert_hf_state,
+    hf_weight_files,
+    read_hf_config,
+    read_hf_preprocess,
+)
 from coembed.models.joint import JointModel
 from coembed.models.settings import ModelSettings
 
@@ -31,11 +41,11 @@ MODEL_JSON = "model.json"
 WEIGHTS = "model.safetensors"
 OPEN_CLIP_JSON = "open_clip_config.json"
 
-# What open_clip's own exports are called; the safe format first.
-_FOLDER_FILES = (
+# What open_clip's own exports are called; the safe format first. A folder of the hub may hold both
+# these and transformers' files, of which model.safetensors may be either's.
+_OPEN_CLIP_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
-    "model.safetensors",
     "open_clip_pytorch_model.bin",
 )
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
@@ -43,13 +53,17 @@ _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint that was found. `preprocess` is what it asks of image inputs, in open_clip's
-    words; `own` says that its tensors bear coembed's names.
+    """A checkpoint that was found.
+
+    preprocess: what it asks of image inputs, in open_clip's words. layout: whose names its tensors
+    bear; `path` is the folder of one of transformers' (which `hf_config` describes), and else a
+    file.
     """
 
     path: Path
     preprocess: Mapping[str, Any] = field(default_factory=dict)
-    own: bool = False
+    layout: Literal["open_clip", "transformers", "coembed"] = "open_clip"
+    hf_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_pretrained(
@@ -64,7 +78,7 @@ def find_pretrained(
         return None
     path = root / settings.pretrained
     if path.is_dir():
-        return _find_in_folder(path)
+        return _find_in_folder(path, architecture)
     if path.is_file():
         if path.suffix not in _FILE_ENDINGS:
             raise ModelError(
@@ -77,12 +91,18 @@ def find_pretrained(
 def load_pretrained(model: JointModel, source: Pretrained) -> dict[str, float | None]:
     """Load the weights into `model`'s towers. Positional embeddings of another size are resampled.
 
+    A tower of which the checkpoint holds nothing keeps its random start (audio beside an image-text
+    checkpoint), and a tower that the model lacks is left alone (an image tower whose text tower
+    learns to go with sounds): both are named on stderr. All others are loaded whole.
+
     Returns init_logit_scale (log) and init_logit_bias as the checkpoint has them.
     """
-    state = read_state(source.path)
+    state = _read_source(source)
     scale, bias = state.pop("logit_scale", None), state.pop("logit_bias", None)
-    if source.own:
-        load_strictly(model.towers, _without_prefix(state, "towers."), source=source.path)
+    if source.layout == "coembed":
+        state = _without_prefix(state, "towers.")
+        prefixes = {modality: modality for modality in modality_names()}
+        _load_towers(model.towers, state, prefixes, source=source.path)
     else:
         view = open_clip_view(model)
         del view.logit_scale
@@ -90,14 +110,17 @@ def load_pretrained(model: JointModel, source: Pretrained) -> dict[str, float | 
         if "positional_embedding" in state:
             state = convert_to_custom_text_state_dict(state)
         state.pop("text.transformer.embeddings.position_ids", None)
+        prefixes = {modality: modality_module(modality).OPEN_CLIP for modality in modality_names()}
         try:
-            resize_pos_embed(state, view)
-            resize_text_pos_embed(state, view)
+            if "image" in model.modalities:
+                resize_pos_embed(state, view)
+            if "text" in model.modalities:
+                resize_text_pos_embed(state, view)
         except (AssertionError, RuntimeError, AttributeError) as error:
             raise ModelError(
                 f"the positional embeddings of {source.path} do not fit the architecture: {error}"
             ) from error
-        load_strictly(view, state, source=source.path)
+        _load_towers(view, state, prefixes, source=source.path)
     return {
         key: None if value is None else float(value.reshape(()))
         for key, value in (("init_logit_scale", scale), ("init_logit_bias", bias))
@@ -164,7 +187,47 @@ def open_clip_view(model: JointModel) -> nn.Module:
     return view
 
 
-def _find_in_folder(folder: Path) -> Pretrained:
+def _load_towers(
+    towers: nn.Module,
+    state: Mapping[str, Tensor],
+    prefixes: Mapping[str, str],
+    *,
+    source: Path,
+) -> None:
+    """Load `state` strictly into those children of `towers` that it holds anything of.
+
+    `prefixes` has the names of all modalities' children.
+    """
+    children = dict(towers.named_children())
+    held = {name.partition(".")[0] for name in state}
+    if not held & children.keys():
+        load_strictly(towers, state, source=source)  # says what is there instead
+    found = nn.Module()
+    for modality, prefix in prefixes.items():
+        if prefix in children and prefix in held:
+            found.add_module(prefix, children[prefix])
+        elif prefix in children:
+            _note(f"{source} has no {modality} tower: it starts from random weights")
+        elif prefix in held:
+            _note(f"the {modality} tower of {source} is left out: the model has none")
+    wanted = children.keys() | (held - set(prefixes.values()))
+    mine = {name: value for name, value in state.items() if name.partition(".")[0] in wanted}
+    load_strictly(found, mine, source=source)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _read_source(source: Pretrained) -> dict[str, Tensor]:
+    if source.layout != "transformers":
+        return read_state(source.path)
+    shards = [read_state(path) for path in hf_weight_files(source.path)]
+    state = {name: value for shard in shards for name, value in shard.items()}
+    return convert_hf_state(state, source.hf_config)
+
+
+def _find_in_folder(folder: Path, architecture: Architecture) -> Pretrained:
     if (folder / MODEL_JSON).is_file():
         image = _read_json(folder / MODEL_JSON).get("inputs", {}).get("image", {})
         preprocess = {
@@ -173,34 +236,44 @@ def _find_in_folder(folder: Path) -> Pretrained:
             "resize_mode": image.get("resize"),
             "interpolation": image.get("interpolation"),
         }
-        return Pretrained(folder / WEIGHTS, preprocess, own=True)
+        return Pretrained(folder / WEIGHTS, preprocess, layout="coembed")
     preprocess = {}
     if (folder / OPEN_CLIP_JSON).is_file():
         preprocess = _read_json(folder / OPEN_CLIP_JSON).get("preprocess_cfg") or {}
-    for name in _FOLDER_FILES:
+    for name in _OPEN_CLIP_FILES:
         if (folder / name).is_file():
             return Pretrained(folder / name, preprocess)
+    hf_config = read_hf_config(folder)
+    if hf_config is not None:
+        check_hf_architecture(architecture, hf_config, folder)
+        return Pretrained(folder, read_hf_preprocess(folder), "transformers", hf_config)
+    if (folder / WEIGHTS).is_file():
+        return Pretrained(folder / WEIGHTS, preprocess)
     raise ModelError(
         f"no checkpoint in the folder {folder}",
-        hint=f"expected one of {', '.join(_FOLDER_FILES)}, or a model directory of coembed",
+        hint=f"expected one of {', '.join((*_OPEN_CLIP_FILES, WEIGHTS))}, a CLIP or SigLIP "
+        "checkpoint of transformers (config.json), or a model directory of coembed",
     )
 
 
 def _find_tag(settings: ModelSettings, architecture: Architecture) -> Pretrained:
-    tag, name = settings.pretrained, settings.architecture
-    hint = "a local .safetensors or .pt file, a folder, or an open_clip tag of a named architecture"
-    if not isinstance(name, str) or name.endswith(".json"):
+    tag, name = settings.pretrained, open_clip_name(settings.architecture)
+    hint = (
+        "a local .safetensors or .pt file, a folder, or an open_clip tag of a named architecture; "
+        "`coembed fetch` brings the registry's champion into a folder and names it"
+    )
+    if name is None:
         raise ModelError(
             f"no file or folder {tag}, and only open_clip's own models have tags", hint=hint
         )
-    tags = list_pretrained_tags_by_model(name.replace("/", "-"))
+    tags = list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise ModelError(
             f"no file or folder {tag}, and {name} has no such tag; it has "
             f"{', '.join(tags) or 'none'}",
             hint=hint,
         )
-    config = get_pretrained_cfg(name.replace("/", "-"), tag)
+    config = get_pretrained_cfg(name, tag)
     if bool(config.get("quick_gelu")) != bool(architecture.get("quick_gelu")):
         wanted = "QuickGELU" if config.get("quick_gelu") else "GELU"
         raise ModelError(

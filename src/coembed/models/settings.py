@@ -19,11 +19,16 @@ class ModelSettings(Settings):
 
     architecture: the name of an open_clip model ("ViT-B-32"), a path to a JSON file in open_clip's
         config format (ending in .json, relative to the project), or such a config as a mapping with
-        `embed_dim`, `vision_cfg` and `text_cfg`.
+        `embed_dim` and two or more of `vision_cfg`, `text_cfg` and `audio_cfg` (sounds: see
+        coembed.modalities._audio_cfg). A mapping may name an open_clip model as its `base` and lay
+        its sections over that model's: {base: ViT-B-32, audio_cfg: {timm_model_name: resnet18}}; a
+        section set to null is left out.
     pretrained: null starts from random weights drawn from the run's seed. Otherwise an open_clip
         tag of that model ("laion2b_s34b_b79k": downloaded, unless it is in the cache), or a local
-        checkpoint: a .safetensors or .pt file, a folder in open_clip's format, or a model directory
-        of coembed. Pickled code is never run.
+        checkpoint: a .safetensors or .pt file, a folder in open_clip's format, a CLIP or SigLIP
+        folder of Hugging Face transformers, or a model directory of coembed (`coembed fetch` brings
+        the registry's champion into one). A tower that the checkpoint holds nothing of starts from
+        random weights. Pickled code is never run.
     init_logit_scale: natural LOG of the first logit scale, as everywhere in coembed; null takes the
         architecture's, or the checkpoint's, or log(1 / 0.07) = 2.659 (CLIP). SigLIP starts at
         log(10) = 2.303.

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from coembed.errors import ModelError
-from coembed.modalities import image, text
+from coembed.modalities import audio, image, text
 from coembed.modalities.base import InputSpec, Loader, load_loader, modality_module, modality_names
 from coembed.models.architecture import check_architecture
 
@@ -22,7 +22,7 @@ class ModelSpec:
     """What a model is made of and what it takes in.
 
     embed_dim: length of its embeddings.
-    architecture: open_clip's config of its towers.
+    architecture: open_clip's config of its towers, with audio_cfg for an audio tower.
     inputs: modality → what that tower's inputs are.
     files: modality → folder of files that its loader needs (a transformers tokenizer); where they
         lie is this machine's business, so it is in no JSON and makes no difference.
@@ -37,6 +37,11 @@ class ModelSpec:
     def image(self) -> image.Spec:
         """The image tower's inputs. Raises ModelError where there is no such tower."""
         return cast(image.Spec, self._input("image"))
+
+    @property
+    def audio(self) -> audio.Spec:
+        """The audio tower's inputs. Raises ModelError where there is no such tower."""
+        return cast(audio.Spec, self._input("audio"))
 
     @property
     def text(self) -> text.Spec:

@@ -22,6 +22,7 @@ from coembed.types import MODALITIES, SPLITS, Sample, Split
 
 _MADE_BY = "coembed curate"
 _BLOCK = 512
+_TEXTS = ("txt", "json")  # what lies beside a sample's media
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,30 +212,60 @@ def read_samples(folder: Path, split: Split, *, verify: bool = False) -> Iterato
         yield from read_shard(path, verify=verify)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an item's media lie: `size` bytes from `offset` of shard number `shard`."""
+
+    shard: int
+    offset: int
+    size: int
+
+
+def locate_samples(folder: Path, split: Split) -> Iterator[tuple[Sample, Place]]:
+    """The items of `split` in shard order without their media, and where these lie.
+
+    Raises DataError as `read_samples` does; the media are not looked at.
+    """
+    for number, path in enumerate(shard_paths(folder, split)):
+        for sample, offset, size in _read_shard(path, verify=False, with_media=False):
+            yield sample, Place(number, offset, size)
+
+
 def read_shard(path: Path, *, verify: bool = False) -> Iterator[Sample]:
     """The items of one shard.
 
     Nothing is extracted to disk. Members other than regular files, names with folders in them and
     incomplete samples are refused with a DataError that names the member.
     """
+    for sample, _, _ in _read_shard(path, verify=verify, with_media=True):
+        yield sample
+
+
+def _read_shard(path: Path, *, verify: bool, with_media: bool) -> Iterator[tuple[Sample, int, int]]:
+    """The items, and offset and size of each one's media."""
     with path.open("rb") as file:
         held: dict[str, bytes] = {}
-        key = ""
-        for name, data in _members(file, path):
+        key, place = "", (0, 0)
+        for name, data, offset, size in _members(file, path, with_media=with_media):
             stem, dot, ending = name.partition(".")
             if not (stem and dot and ending) or "/" in name or "\\" in name:
                 raise DataError(f"{path}: member {name!r} is not named KEY.ENDING")
             if stem != key and held:
-                yield _sample(path, key, held, verify)
+                yield _sample(path, key, held, verify), *place
                 held = {}
             key = stem
             held[ending] = data
+            if ending not in _TEXTS:
+                place = offset, size
         if held:
-            yield _sample(path, key, held, verify)
+            yield _sample(path, key, held, verify), *place
 
 
-def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the regular files in a tar of the plain kind that ShardWriter makes.
+def _members(
+    file: BinaryIO, path: Path, *, with_media: bool
+) -> Iterator[tuple[str, bytes, int, int]]:
+    """Name, content, offset and size of the regular files in a tar of the plain kind that
+    ShardWriter makes. The content of media is empty where they are not asked for.
 
     Read by hand: `tarfile` takes 0.3 ms a member, and understands links, sparse files and extended
     headers, which a shard of ours has no use for.
@@ -265,11 +296,16 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
             )
         if not 0 <= size <= whole:
             raise damaged(f"{name!r} is said to have {size:,} bytes, the whole file has {whole:,}")
-        data = file.read(size)
-        padding = -size % _BLOCK
-        if len(data) < size or len(file.read(padding)) < padding:
-            raise damaged("it ends in the middle")
-        yield name, data
+        offset, padding = file.tell(), -size % _BLOCK
+        if with_media or name.partition(".")[2] in _TEXTS:
+            data = file.read(size)
+            if len(data) < size or len(file.read(padding)) < padding:
+                raise damaged("it ends in the middle")
+        else:
+            data = b""
+            if file.seek(size + padding, io.SEEK_CUR) > whole:
+                raise damaged("it ends in the middle")
+        yield name, data, offset, size
 
 
 def _sample(path: Path, key: str, held: dict[str, bytes], verify: bool) -> Sample:

@@ -28,6 +28,8 @@ _REQUIREMENTS = (
     "rich",
     "safetensors",
     "simplejpeg",
+    "soundfile",
+    "soxr",
     "timm",
     "torch",
     "torchvision",
@@ -56,6 +58,7 @@ def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
                     [
                         types.ColSpec("string", "text", required=False),
                         types.ColSpec("binary", "image", required=False),
+                        types.ColSpec("binary", "audio", required=False),
                     ]
                 ),
                 outputs=types.Schema([types.TensorSpec(np.dtype(np.float32), (-1, dim))]),

@@ -1,4 +1,4 @@
-"""The model as MLflow serves it: texts or image bytes in, embeddings out.
+"""The model as MLflow serves it: texts, or bytes of images or sounds in, embeddings out.
 
 MLflow runs this file ("models from code"), so nothing is pickled: the weights are the safetensors
 of the model directory beside it. Not to be imported otherwise: `set_model` below is for MLflow.
@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
+COLUMNS = ("text", "image", "audio")
+"""Columns of the input, each named after what it holds; the bytes of a file for the last two."""
+
 
 class EncoderModel(PythonModel):
-    """Embeds a DataFrame, or a list of dicts, with a column `text` and/or `image` (bytes).
+    """Embeds a DataFrame, or a list of dicts, with one or more of COLUMNS.
 
-    Returns float32 [rows, dim], unit L2. A row has a text or an image, not both.
+    Returns float32 [rows, dim], unit L2. A row has a text, an image or a sound: one of them.
     """
 
     def load_context(self, context: Any) -> None:
@@ -40,36 +43,44 @@ class EncoderModel(PythonModel):
         if isinstance(given, list | tuple | np.ndarray | pd.Series):
             given = pd.DataFrame({"text": list(given)})
         frame: pd.DataFrame = given
-        if not {"text", "image"} & set(frame.columns):
+        if not set(COLUMNS) & set(frame.columns):
             # MLflow drops what the signature does not name, a bare list of texts among it.
             raise ValueError(
-                "expected a column text or image, for example a DataFrame with a column text, or "
-                '[{"text": "red sneakers"}]'
+                f"expected a column {_either(COLUMNS)}, for example a DataFrame with a column "
+                'text, or [{"text": "red sneakers"}]'
             )
-        texts, images = _column(frame, "text"), _column(frame, "image")
-        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
-            if (text is None) == (image is None):
+        columns = {name: _column(frame, name) for name in COLUMNS}
+        rows: dict[str, list[int]] = {name: [] for name in COLUMNS}
+        for row in range(len(frame)):
+            found = [name for name in COLUMNS if columns[name][row] is not None]
+            if len(found) != 1:
                 raise ValueError(
-                    f"row {row} has {'neither a text nor an image' if text is None else 'both'}; "
-                    "expected one of the two"
+                    f"row {row} has {' and '.join(found) or f'no {_either(COLUMNS)}'}; expected "
+                    "one of them"
                 )
+            rows[found[0]].append(row)
         result = np.empty((len(frame), self._encoder.embed_dim), dtype=np.float32)
-        text_rows = [row for row, text in enumerate(texts) if text is not None]
-        image_rows = [row for row, image in enumerate(images) if image is not None]
-        if text_rows:
-            result[text_rows] = self._encoder.encode_texts([texts[row] for row in text_rows])
-        if image_rows:
-            result[image_rows] = self._encoder.encode_images(
-                [bytes(images[row]) for row in image_rows]
-            )
+        for name, places in rows.items():
+            if places:
+                result[places] = self._encoder.encode(name, [columns[name][i] for i in places])
         return result
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _column(frame: pd.DataFrame, name: str) -> list[Any]:
     """A column's values with None for what is missing, and all None if there is no such column."""
     if name not in frame.columns:
         return [None] * len(frame)
-    return [value if isinstance(value, str | bytes | bytearray) else None for value in frame[name]]
+    return [_value(value) for value in frame[name]]
+
+
+def _value(value: Any) -> str | bytes | None:
+    if isinstance(value, bytearray):
+        return bytes(value)
+    return value if isinstance(value, str | bytes) else None
 
 
 mlflow.models.set_model(EncoderModel())

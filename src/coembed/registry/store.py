@@ -30,6 +30,7 @@ _ENTITIES_A_CALL = 100  # MLflow takes at most 100 params, 100 tags and 1,000 me
 _METRICS_A_CALL = 1000
 _LONGEST_PARAM = 6000
 _PACKAGE = "model"
+TRAINING = "train/"  # what a training's metrics begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,20 +131,37 @@ class Registry:
     def log_metrics(self, run_id: str, metrics: Mapping[str, Any]) -> None:
         """Log nested final metrics as `section/name`."""
         flat = flatten_metrics(metrics)
-        self._log(run_id, [(key, value, 0) for key, value in flat.items()])
+        self.log_points(run_id, [(key, value, 0) for key, value in flat.items()])
 
     def log_history(self, run_id: str, history: Path) -> None:
-        """Log every column of a history.csv as `train/column`, at its step."""
-        points: list[tuple[str, float, int]] = []
+        """Log every column of a history.csv as `train/column`, at its step.
+
+        What the run has already, because it was watched while it trained (`live.follow_training`)
+        or because an earlier call was cut short, is not logged again.
+        """
+        points: dict[str, list[tuple[str, float, int]]] = {}
         with history.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 step = int(float(row["step"]))
                 for column, text in row.items():
                     if column != "step" and text not in ("", None):
-                        points.append((f"train/{column}", float(text), step))
-        self._log(run_id, points)
+                        name = f"{TRAINING}{column}"
+                        points.setdefault(name, []).append((name, float(text), step))
+        for name in self.metrics(run_id).keys() & points.keys():
+            known = self._steps(run_id, name)
+            points[name] = [point for point in points[name] if point[2] not in known]
+        self.log_points(run_id, [point for column in points.values() for point in column])
 
-    def _log(self, run_id: str, points: Sequence[tuple[str, float, int]]) -> None:
+    def last_training_step(self, run_id: str) -> int:
+        """The last step that a training was logged at into this run; 0 where none was."""
+        return max(self._steps(run_id, f"{TRAINING}loss"), default=0)
+
+    def _steps(self, run_id: str, name: str) -> set[int]:
+        with self._explained():
+            return {int(p.step) for p in self._client.get_metric_history(run_id, name)}
+
+    def log_points(self, run_id: str, points: Sequence[tuple[str, float, int]]) -> None:
+        """Log metrics as (name, value, step)."""
         now_ms = int(time.time() * 1000)
         metrics = [mlflow.entities.Metric(key, value, now_ms, step) for key, value, step in points]
         with self._explained():

@@ -11,8 +11,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from coembed.errors import DataError
+from coembed.evaluation.sound_picture import sound_picture
 from coembed.files import atomic_path
 from coembed.modalities.image import decode_image
+from coembed.pairs.media_types import modality_of
 from coembed.types import Hit
 
 _COLUMNS = 5
@@ -30,23 +32,31 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One picture of a sheet: its path in the pool (None: no picture), a word at its left and one
-    at its right, and the caption below."""
+    """One item of a sheet: its path in the pool (None: no picture), a word at its left and one at
+    its right, the caption below, and its modality, else what the file's ending says."""
 
     path: object
     left: str
     right: str
     caption: str
+    modality: object = None
 
 
 def draw_sheet(hits: Sequence[Hit], *, title: str, pool: Path, out: Path) -> None:
     """Write a PNG with a picture, rank, score and caption for each hit.
 
-    Pictures are read from `pool` by the payload's path. One that is not there, cannot be decoded or
-    lies outside the pool leaves its frame empty. Same hits and media, same bytes.
+    Media are read from `pool` by the payload's path; a sound is drawn. One that is not there,
+    cannot be decoded or lies outside the pool leaves its frame empty. Same hits and media, same
+    bytes.
     """
     cells = [
-        Cell(hit.payload.get("path"), f"{hit.rank}", f"{hit.score:.3f}", _caption(hit))
+        Cell(
+            hit.payload.get("path"),
+            f"{hit.rank}",
+            f"{hit.score:.3f}",
+            _caption(hit),
+            hit.payload.get("modality"),
+        )
         for hit in hits
     ]
     count = "no hits" if not hits else f"{len(hits)} hit{'s' if len(hits) != 1 else ''}"
@@ -102,10 +112,10 @@ def _draw_cell(
     font: Font,
 ) -> None:
     left, upper = corner
-    picture = _picture(pool, cell.path)
+    picture = _picture(pool, cell)
     draw.rectangle((left, upper, left + _CELL - 1, upper + _CELL - 1), fill=_FRAME)
     if picture is None:
-        note = "no picture"
+        note = "no sound" if _is_sound(cell) else "no picture"
         draw.text(
             (left + (_CELL - draw.textlength(note, font=font)) / 2, upper + _CELL / 2 - _TEXT),
             note,
@@ -141,15 +151,21 @@ def _caption(hit: Hit) -> str:
     return str(captions[0]) if isinstance(captions, list | tuple) and captions else ""
 
 
-def _picture(pool: Path, path: object) -> Image.Image | None:
-    data = read_media(pool, path)
+def _picture(pool: Path, cell: Cell) -> Image.Image | None:
+    data = read_media(pool, cell.path)
     if data is None:
         return None
     try:
+        if _is_sound(cell):
+            return sound_picture(data, width=_CELL, height=_CELL)
         picture = Image.fromarray(decode_image(data, max_pixels=_MAX_PIXELS))
     except DataError:
         return None
     return ImageOps.contain(picture, (_CELL, _CELL), Image.Resampling.LANCZOS)
+
+
+def _is_sound(cell: Cell) -> bool:
+    return (cell.modality or modality_of(str(cell.path))) == "audio"
 
 
 def _caption_lines(cell: Cell, font: Font) -> list[str]:

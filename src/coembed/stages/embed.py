@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from coembed.models.encoder import Encoder, load_encoder
 from coembed.pairs.shards import num_samples, read_samples
 from coembed.progress import tracker
 from coembed.stages.result import Result
-from coembed.types import Sample, Split
+from coembed.types import MODALITIES, Modality, Sample, Split
 
 
 def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Result:
@@ -30,7 +31,7 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
 
     Raises:
         DataError: an empty corpus, one that cannot be decoded at all, or a damaged shard.
-        ModelError: no usable model, or one without a tower for the items' modality.
+        ModelError: no usable model, or one without a tower that the settings name.
     """
     settings = cfg.embed
     encoder = load_encoder(
@@ -45,13 +46,7 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
             f"the splits {', '.join(settings.splits)} of {pairs} have no items: no corpus",
             hint="name other splits in embed.splits",
         )
-    for modality in settings.modalities:
-        if modality not in encoder.modalities:
-            raise ModelError(
-                f"embed.modalities names {modality}, but the model encodes "
-                f"{' and '.join(encoder.modalities)} only",
-                hint="take it out of embed.modalities, or embed with another model",
-            )
+    modalities = _modalities(encoder, settings)
     key = {
         "fingerprint": encoder.fingerprint,
         "device": encoder.device.type,
@@ -61,7 +56,8 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
     }
     work = runs / "embed" / sha256_json(key)[:16]
     with exclusive(work / "lock", doing="embedding this very corpus", wait=False):
-        embedded = _embed(encoder, settings, pairs, work, total=total)
+        corpus = _Corpus(pairs, settings.splits, modalities)
+        embedded = _embed(encoder, settings, corpus, work, total=total)
         receipt = _receipt(encoder, settings, embedded)
         with atomic_folder(out) as folder:
             assemble(embedded, work, folder)
@@ -69,6 +65,7 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
         shutil.rmtree(work)
     rows = (
         ("items", f"{embedded.num_items:,}"),
+        *_by_modality(embedded, corpus, encoder),
         ("dimension", str(encoder.embed_dim)),
         ("parts", f"{len(embedded.parts):,} ({embedded.num_resumed:,} from an earlier run)"),
         ("unreadable", f"{len(embedded.unreadable):,}"),
@@ -77,16 +74,51 @@ def run(cfg: Config, *, model: Path, pairs: Path, out: Path, runs: Path) -> Resu
     return Result("Embedded corpus", rows, receipt)
 
 
+def _modalities(encoder: Encoder, settings: EmbedSettings) -> tuple[Modality, ...]:
+    """What is embedded: what the settings name, else all items that the model has a tower for."""
+    if settings.modalities is None:
+        # Texts are what items are searched with, not items themselves.
+        return tuple(name for name in MODALITIES if name in encoder.modalities and name != "text")
+    for modality in settings.modalities:
+        if modality not in encoder.modalities:
+            raise ModelError(
+                f"embed.modalities names {modality}, but the model encodes "
+                f"{' and '.join(encoder.modalities)} only",
+                hint="take it out of embed.modalities, or embed with another model",
+            )
+    return settings.modalities
+
+
+class _Corpus:
+    """The items to embed, in order. What is of other modalities is counted in `left_out`."""
+
+    def __init__(
+        self, pairs: Path, splits: Sequence[Split], modalities: Sequence[Modality]
+    ) -> None:
+        self._pairs, self._splits = pairs, splits
+        self.modalities = modalities
+        self.left_out: Counter[Modality] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[Split, Sample]]:
+        self.left_out.clear()
+        for split in self._splits:
+            for sample in read_samples(self._pairs, split):
+                if sample.modality in self.modalities:
+                    yield split, sample
+                else:
+                    self.left_out[sample.modality] += 1
+
+
 def _embed(
-    encoder: Encoder, settings: EmbedSettings, pairs: Path, work: Path, *, total: int
+    encoder: Encoder, settings: EmbedSettings, corpus: _Corpus, work: Path, *, total: int
 ) -> EmbeddedCorpus:
-    loader = encoder.spec.loader("image")
+    loaders = {modality: encoder.spec.loader(modality) for modality in corpus.modalities}
     task = tracker(total=total, label="embed", unit="items")
     try:
         embedded = embed_parts(
-            _corpus(pairs, settings),
-            encoder.encode_images,
-            lambda media: loader.load([media]),
+            corpus,
+            encoder.encode,
+            lambda modality, media: loaders[modality].load([media]),
             dim=encoder.embed_dim,
             batch_size=settings.batch_size,
             part_size=settings.part_size,
@@ -96,26 +128,36 @@ def _embed(
     finally:
         task.close()
     if not embedded.num_items:
-        raise _nothing_embedded(embedded, settings, pairs)
+        raise _nothing_embedded(embedded, corpus)
     return embedded
 
 
-def _corpus(pairs: Path, settings: EmbedSettings) -> Iterator[tuple[Split, Sample]]:
-    for split in settings.splits:
-        for sample in read_samples(pairs, split):
-            if sample.modality in settings.modalities:
-                yield split, sample
+def _by_modality(
+    embedded: EmbeddedCorpus, corpus: _Corpus, encoder: Encoder
+) -> list[tuple[str, str]]:
+    """Rows of the result where there is more than one modality to speak of."""
+    rows = []
+    if len(embedded.modalities) > 1:
+        rows = [(f"  {name}", f"{num:,}") for name, num in embedded.modalities.items()]
+    for name, num in sorted(corpus.left_out.items()):
+        why = "embed.modalities" if name in encoder.modalities else f"the model has no {name} tower"
+        why = "texts are queries, not items" if name == "text" else why
+        rows.append((f"  {name}, left out", f"{num:,} ({why})"))
+    return rows
 
 
-def _nothing_embedded(corpus: EmbeddedCorpus, settings: EmbedSettings, pairs: Path) -> DataError:
-    if not corpus.unreadable:
+def _nothing_embedded(embedded: EmbeddedCorpus, corpus: _Corpus) -> DataError:
+    if not embedded.unreadable:
+        there = " and ".join(sorted(corpus.left_out))
         return DataError(
-            f"no item of {pairs} is of modality {' or '.join(settings.modalities)}: no corpus",
-            hint="name the modality of your items in embed.modalities",
+            f"no item is of modality {' or '.join(corpus.modalities)}, all are of {there}: "
+            "no corpus",
+            hint="name the modality of your items in embed.modalities, or embed with a model that "
+            "has a tower for it",
         )
-    first = corpus.unreadable[0]
+    first = embedded.unreadable[0]
     return DataError(
-        f"none of the {len(corpus.unreadable):,} items can be decoded; the first is "
+        f"none of the {len(embedded.unreadable):,} items can be decoded; the first is "
         f"{first.path!r}: {first.reason}",
         hint="run `coembed curate` again: it drops what cannot be decoded",
     )

@@ -134,12 +134,19 @@ def decide(
 ) -> tuple[Check, ...]:
     """The gate itself, on nested metrics; `champion` is None when there is nothing to beat.
 
+    The same goes for a metric that the champion alone lacks: it has no tower for that modality.
     Raises ConfigError when a metric that the gate names was not measured.
     """
     checks = []
     for metric, tolerance in {settings.metric: settings.tolerance, **settings.guards}.items():
-        value = _value(challenger, metric)
-        known = None if champion is None else _value(champion, metric)
+        value = _find(challenger, metric)
+        if value is None:
+            raise ConfigError(
+                f"promote names the metric {metric!r}, which was not measured; there are "
+                f"{', '.join(sorted(flatten_metrics(challenger)))}",
+                hint="name one of these in promote.metric or promote.guards",
+            )
+        known = None if champion is None else _find(champion, metric)
         bounds = []
         if known is not None and math.isfinite(known):
             bounds.append(known - tolerance)
@@ -159,17 +166,13 @@ def decide(
     return tuple(checks)
 
 
-def _value(metrics: Mapping[str, Any], path: str) -> float:
+def _find(metrics: Mapping[str, Any], path: str) -> float | None:
     value: Any = metrics
     for key in path.split("/"):
         value = value.get(key) if isinstance(value, Mapping) else None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    raise ConfigError(
-        f"promote names the metric {path!r}, which was not measured; there are "
-        f"{', '.join(sorted(flatten_metrics(metrics)))}",
-        hint="name one of these in promote.metric or promote.guards",
-    )
+    return None
 
 
 def _check_collection(index: VectorIndex, collection: str, version: ModelVersion) -> None:

@@ -1,4 +1,4 @@
-"""search: a text or a picture finds items, with the very model that made the collection.
+"""search: a text, a picture or a sound finds items, with the very model of the collection.
 
 The alias leads to a collection, the collection names its model version, and that version's encoder
 makes the query: vectors of two models never meet.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from coembed.config import Config
 from coembed.errors import DataError, ModelError, UserError
 from coembed.index.base import VectorIndex
-from coembed.index.build import Release, read_release
-from coembed.index.filters import parse_filters
+from coembed.index.build import Release, read_release, vector_of
+from coembed.index.filters import parse_filters, restrict
 from coembed.index.qdrant import open_index
 from coembed.models.encoder import Encoder, Precision, load_encoder
 from coembed.services import Services
@@ -27,11 +27,22 @@ from coembed.types import Hit
 
 MAX_LIMIT = 1000
 _MAX_QUERY_CHARS = 10_000
+_CALLED: dict[str, str] = {"text": "text", "image": "picture", "audio": "sound"}
+_FORMATS = {"image": "JPEG, PNG or WebP", "audio": "WAV, FLAC, OGG or MP3"}
+_GIVEN_AS = {"text": "words", "image": "--image FILE", "audio": "--audio FILE"}
+
+
+@dataclass(frozen=True, slots=True)
+class MediaQuery:
+    """A file to find the like of."""
+
+    modality: Literal["image", "audio"]
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search answers. `query` is the text, or the picture's file name."""
+    """What a search answers. `query` is the text, or the name of the file."""
 
     query: str
     release: Release
@@ -62,12 +73,13 @@ def run(
     services: Services,
     pool: Path,
     models: Path,
-    query: str | Path,
+    query: str | MediaQuery,
     filters: Sequence[str] = (),
+    modality: Literal["image", "audio"] | None = None,
     limit: int = 10,
     sheet: Path | None = None,
 ) -> SearchResult:
-    """Search for a text, or with the picture at a Path.
+    """Search for a text, or with a picture or a sound; `modality` is what hits must be of.
 
     `pool` holds the media for the contact sheet `sheet` (a PNG to write); `models` is the folder
     for downloaded models. Raises UserError for what the person can put right.
@@ -78,10 +90,13 @@ def run(
     with open_index(services, cfg.index) as index:
         collection, release = find_release(index, alias=cfg.index.collection)
         where = parse_filters(filters, release.columns)
+        if modality is not None:
+            where = restrict(where, "modality", modality)
         encoder = load_release(cfg, services, release, collection=collection, models=models)
-        vector = _encode(encoder, asked, query)
-        hits = index.query(collection, release.vector_name, vector, where=where, limit=limit)
-    shown = query.name if isinstance(query, Path) else query.strip()
+        vector = _encode(encoder, asked, query, release)
+        vector_name = vector_of(index.describe(collection), release)
+        hits = index.query(collection, vector_name, vector, where=where, limit=limit)
+    shown = query.path.name if isinstance(query, MediaQuery) else query.strip()
     if sheet is not None:
         draw_sheet(hits, title=shown, pool=pool, out=sheet)
     return SearchResult(shown, release, collection, tuple(hits), sheet)
@@ -130,14 +145,15 @@ def _other_model(release: Release, collection: str, fingerprint: str) -> ModelEr
     )
 
 
-def _read_query(query: str | Path) -> str | bytes:
-    if isinstance(query, Path):
+def _read_query(query: str | MediaQuery) -> str | bytes:
+    if isinstance(query, MediaQuery):
         try:
-            return query.read_bytes()
+            return query.path.read_bytes()
         except OSError as error:
             raise DataError(
-                f"the picture {query} cannot be read: {error.strerror or error}",
-                hint="name a JPEG, PNG or WebP file",
+                f"the {_CALLED[query.modality]} {query.path} cannot be read: "
+                f"{error.strerror or error}",
+                hint=f"name a {_FORMATS[query.modality]} file",
             ) from None
     if not query.strip():
         raise UserError("the query is empty", hint='for example: coembed search "red sneakers"')
@@ -148,14 +164,25 @@ def _read_query(query: str | Path) -> str | bytes:
     return query.strip()
 
 
-def _encode(encoder: Encoder, asked: str | bytes, query: str | Path) -> NDArray[np.float32]:
-    """The query's embedding [dim]."""
-    if isinstance(asked, str):
-        return encoder.encode_texts([asked])[0]
+def _encode(
+    encoder: Encoder, asked: str | bytes, query: str | MediaQuery, release: Release
+) -> NDArray[np.float32]:
+    """The query's embedding [dim], by the tower of its modality."""
+    modality = query.modality if isinstance(query, MediaQuery) else "text"
+    if modality not in encoder.modalities:
+        ways = [_GIVEN_AS[name] for name in encoder.modalities]
+        raise UserError(
+            f"the model that is served, version {release.version} of {release.model!r}, encodes "
+            f"{' and '.join(encoder.modalities)}: it cannot search with a {_CALLED[modality]}",
+            hint=f"search with {' or '.join(ways)}",
+        )
     try:
-        return encoder.encode_images([asked])[0]
+        return encoder.encode(modality, [asked])[0]
     except DataError as error:
+        if not isinstance(query, MediaQuery):
+            raise
         raise DataError(
-            f"the picture {query} cannot be searched with: {error.message}",
-            hint="name a JPEG, PNG or WebP file",
+            f"the {_CALLED[modality]} {query.path} cannot be searched with: "
+            f"{error.message.removeprefix(f'{modality} 0: ')}",
+            hint=f"name a {_FORMATS[modality]} file",
         ) from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 
 from coembed.code import code_hash
 from coembed.config import Config
+from coembed.errors import ConfigError, DataError
 from coembed.files import (
     RECEIPT,
     atomic_folder,
@@ -22,140 +24,258 @@ from coembed.files import (
     write_text,
 )
 from coembed.locking import exclusive
-from coembed.modalities.image import transform
+from coembed.losses.base import Loss
 from coembed.models.build import build_model
-from coembed.models.checkpoint import save_model
+from coembed.models.checkpoint import save_model, weights_hash
+from coembed.models.encoder import Encoder
 from coembed.models.joint import JointModel
+from coembed.models.lora import merge_lora
 from coembed.models.spec import ModelSpec
-from coembed.pairs.shards import num_samples, read_samples
+from coembed.pairs.shards import num_samples
 from coembed.stages.result import Result
-from coembed.training.cache import CachedSplit, open_cached_split
-from coembed.training.data import Batches, cache_side
-from coembed.training.device import choose_device, choose_precision
-from coembed.training.loop import HISTORY_COLUMNS, Trained, train
+from coembed.training.cache_folder import CacheFolder
+from coembed.training.data import Batches, Stream
+from coembed.training.device import choose_device, choose_precision, repeatable
+from coembed.training.distributed import Place, World, open_world, own_device
+from coembed.training.loop import HISTORY_COLUMNS, Trained, Validate, train
+from coembed.training.optim import add_adapters
 from coembed.training.resume import Row
-from coembed.training.validation import recall_at
-from coembed.types import Split
+from coembed.training.settings import CacheSettings, Precision
+from coembed.training.sources import Source, open_stream
+from coembed.training.teacher import open_teacher
+from coembed.training.validation import headline, validate
+from coembed.types import plural
 
 _RECALL_AT = 10
-_RECALL = f"val_recall_at_{_RECALL_AT}"
+_ROOMS = ("draws", "losses", "modalities", "models", "training")
 
 
-def run(cfg: Config, *, root: Path, pairs: Path, out: Path, runs: Path) -> Result:
+def run(
+    cfg: Config, *, root: Path, pairs: Path, out: Path, runs: Path, place: Place | None = None
+) -> Result:
     """Train the model of `cfg` on the curated pairs at `pairs` and write it to `out`.
 
-    Relative paths in the `model` section (an architecture's file, a checkpoint) start at `root`.
-    What survives a kill lies under `runs`: the decoded pairs in `cache/`, checkpoints and the log
-    of rates in `train/<key>/`. The same command goes on from there. Raises UserError.
+    Relative paths in `model` and `train.loss` (an architecture's file, a checkpoint, a teacher)
+    start at `root`. What survives a kill lies under `runs`: decoded pairs and frozen towers'
+    embeddings in `cache/`, checkpoints and the log of rates in `train/<key>/`. The same command
+    goes on from there. `place` is this process's among several (torchrun's), of which the first one
+    writes. Raises UserError.
     """
+    device = own_device(place, choose_device(cfg.train))
+    with open_world(place, device) as world:
+        num_neighbours = 1 if place is None else place.local_size
+        return _run(cfg, root, pairs, out, runs, device, world, num_neighbours)
+
+
+def _run(
+    cfg: Config,
+    root: Path,
+    pairs: Path,
+    out: Path,
+    runs: Path,
+    device: torch.device,
+    world: World,
+    num_neighbours: int,
+) -> Result:
     settings = cfg.train
-    device = choose_device(settings)
+    if not num_samples(pairs, "train"):
+        raise DataError(
+            "the train split holds no items",
+            hint="look at the drop reasons in the pairs' summary.json, and at the split's shares",
+        )
     precision = choose_precision(settings, device)
-    num_items = num_samples(pairs, "train")
     identity = {
         "pairs": sha256_file(pairs / RECEIPT),  # it holds the hashes of the shards
         "params": sha256_json(_deciding(cfg)),
-        "code": code_hash("losses", "modalities", "models", "training"),
+        "code": code_hash(*_ROOMS),
         "seed": cfg.seed,
         "precision": precision,
     }
+    loss = cast(Loss, cast(Any, settings.loss).build())
+    teacher = None
+    if loss.uses_teacher:
+        name = cast(Any, settings.loss).teacher
+        teacher = open_teacher(name, root=root, device=str(device))
+        identity["teacher"] = teacher.fingerprint
     model, spec = build_model(cfg.model, seed=cfg.seed, root=root)
     # A pretrained checkpoint is named by its path, so the weights themselves are part of the key.
-    key = {**identity, "device": device.type, "start": _weights_hash(model)}
+    key = {**identity, "device": device.type, "start": weights_hash(model.state_dict())}
+    _require_alike(key, world)
     run_folder = runs / "train" / sha256_json(key)[:16]
-    with exclusive(run_folder / "lock", doing="training this very model", wait=False):
-        side = cache_side(spec.image.px, settings.augment)
-        split = _open_split(pairs, "train", spec, runs, identity, side=side, limit=None)
+    with (
+        _lock(run_folder, world),
+        CacheFolder(runs / "cache", int(settings.cache.max_gb * 1e9)) as cache,
+        repeatable(device, settings.num_threads),
+    ):
+        add_adapters(model, settings, seed=cfg.seed)
+        opened = _Opener(
+            cfg, pairs, cache, identity, model, spec, device, precision, teacher, num_neighbours
+        ).open()
         batches = Batches(
-            split, settings, px=spec.image.px, seed=cfg.seed, pin=device.type == "cuda"
-        )
-        val = _open_val(pairs, spec, runs, identity, settings.max_val_items)
-
-        def validate(model: JointModel) -> dict[str, float]:
-            assert val is not None
-            recall = recall_at(_RECALL_AT, model, spec, val, device=device, precision=precision)
-            return {_RECALL: recall}
-
+            opened.train, settings, seed=cfg.seed, num_processes=world.size,
+            pin=device.type == "cuda",
+        )  # fmt: skip
         trained = train(
             model, spec, batches, settings,
-            loss=cast(Any, settings.loss).build(), seed=cfg.seed,
+            loss=loss, seed=cfg.seed,
             device=device, precision=precision, run_folder=run_folder,
-            validate=validate if val is not None else None,
+            validate=_validator(opened.val, spec, device, precision),
+            headline=headline(_RECALL_AT), world=world,
         )  # fmt: skip
-        receipt = {
-            "identity": identity,
-            "num_items": num_items,
-            "num_steps": batches.num_steps,
-            "batch_size": settings.batch_size,
-            "last": trained.history[-1],
-        }
-        with atomic_folder(out) as folder:
-            save_model(folder, model, spec, identity)
-            write_text(folder / "history.csv", _to_csv(trained.history))
-            write_receipt(folder, receipt)
-    return _result(receipt, trained, batches)
+        merge_lora(model)
+        receipt = _receipt(identity, batches, trained, settings.batch_size)
+        if world.is_main:
+            with atomic_folder(out) as folder:
+                save_model(folder, model, spec, identity)
+                write_text(folder / "history.csv", _to_csv(trained.history))
+                write_receipt(folder, receipt)
+        world.barrier()
+    return _result(receipt, trained, batches, opened.words)
+
+
+def _require_alike(key: dict[str, Any], world: World) -> None:
+    """Refuse processes, of several machines, that would train something else than the first one."""
+    theirs = world.same(key)
+    if theirs != key:
+        differ = ", ".join(name for name in key if key[name] != theirs[name])
+        raise ConfigError(
+            f"training process {world.rank} differs from the first one in: {differ}",
+            hint="give all machines the same code, params.yaml, pairs and kind of device",
+        )
+
+
+@contextmanager
+def _lock(run_folder: Path, world: World) -> Iterator[None]:
+    """Keep other runs of this very model out; of several processes the first one holds the lock."""
+    if not world.is_main:
+        yield
+        return
+    with exclusive(run_folder / "lock", doing="training this very model", wait=False):
+        yield
 
 
 def _deciding(cfg: Config) -> dict[str, Any]:
-    """The settings that decide about the weights; how often state is saved does not."""
+    """The settings that decide about the weights; how often state is saved, where decoded items
+    come from and how many processes share the work do not."""
+    apart = {"checkpoint", "cache", "distributed"}
     return {
         "seed": cfg.seed,
         "model": cfg.model.model_dump(mode="json"),
-        "train": cfg.train.model_dump(mode="json", exclude={"checkpoint"}),
+        "train": cfg.train.model_dump(mode="json", exclude=apart),
     }
 
 
-def _weights_hash(model: JointModel) -> str:
-    """SHA-256 over the names and bytes of a model's tensors."""
-    whole = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return whole.hexdigest()
+@dataclass(frozen=True)
+class _Opened:
+    """The streams of a run, and where the media come from, in words."""
+
+    train: tuple[Stream, ...]
+    val: tuple[Stream, ...]
+    words: tuple[str, ...]
 
 
-def _open_split(
-    pairs: Path,
-    name: Split,
-    spec: ModelSpec,
-    runs: Path,
-    identity: dict[str, Any],
-    *,
-    side: int,
-    limit: int | None,
-) -> CachedSplit:
-    """The decoded split `name`, images at `side` pixels."""
-    texts = spec.loader("text")
-    at_side = spec.image.model_copy(update={"px": side})
-    return open_cached_split(
-        runs / "cache",
-        lambda: read_samples(pairs, name, verify=True),
-        side=side,
-        decode=lambda media: transform(media, at_side),
-        tokenise=texts.load,
-        content={
-            "pairs": identity["pairs"],
-            "split": name,
-            "code": code_hash("modalities"),
-            "image": at_side.model_dump(mode="json"),
-            "text": [spec.text.model_dump(mode="json"), dict(texts.identity())],
-        },
-        limit=limit,
-        label=name,
-    )
+@dataclass(frozen=True)
+class _Opener:
+    """Opens the train and val splits, with what the towers that never learn make of them."""
+
+    cfg: Config
+    pairs: Path
+    cache: CacheFolder
+    identity: Mapping[str, Any]
+    model: JointModel
+    spec: ModelSpec
+    device: torch.device
+    precision: Precision
+    teacher: Encoder | None
+    num_neighbours: int
+
+    def open(self) -> _Opened:
+        settings = self.cfg.train
+        frozen = self._frozen()
+        source = self._source("train", None)
+        words = []
+        streams = []
+        for modality in source.modalities:
+            stream, said = open_stream(
+                source, modality, augment=getattr(settings.augment, modality),
+                cache=settings.cache, passes=self._passes(), hard_negatives=settings.hard_negatives,
+                device=self.device, frozen=frozen,
+                teacher=self.teacher, num_neighbours=self.num_neighbours,
+            )  # fmt: skip
+            streams.append(stream)
+            words.append(f"{plural(modality)} {said}")
+        val = []
+        if settings.validate_every_epochs is not None and num_samples(self.pairs, "val"):
+            source = self._source("val", settings.max_val_items)
+            for modality in source.modalities:
+                # At the size and in the windows in which a query is embedded; few enough to keep.
+                stream, _ = open_stream(
+                    source, modality, augment=None, cache=CacheSettings(mode="auto"), passes=2,
+                    hard_negatives=None, device=torch.device("cpu"), frozen=frozen, teacher=None,
+                )  # fmt: skip
+                val.append(stream)
+        return _Opened(tuple(streams), tuple(val), tuple(words))
+
+    def _source(self, split: Any, limit: int | None) -> Source:
+        content = {"pairs": self.identity["pairs"], "code": code_hash("modalities", "training")}
+        return Source(self.pairs, split, self.spec, self.cache, content, limit)
+
+    def _passes(self) -> float:
+        """How often an item is seen, roughly: what `auto` needs to know."""
+        settings = self.cfg.train
+        if settings.epochs is not None:
+            return settings.epochs
+        num = num_samples(self.pairs, "train")
+        passes = (settings.steps or 0) * settings.batch_size / max(1, num)
+        return passes * (2 if settings.micro_batch_size else 1)
+
+    def _frozen(self) -> dict[str, Encoder]:
+        """Encoders of the towers that stay as they are to the end."""
+        found: dict[str, Encoder] = {}
+        for modality, settings in self.cfg.train.towers.items():
+            unlocks = settings.unlock_at is not None
+            if not settings.locked or unlocks or not settings.cache_features:
+                continue
+            tower = self.model.tower(modality).state_dict()
+            found[modality] = Encoder(
+                self.model, self.spec, weights_sha256=weights_hash(tower), device=str(self.device),
+                precision="bf16" if self.precision == "bf16" else "fp32",
+                num_threads=self.cfg.train.cache.num_threads,
+            )  # fmt: skip
+        return found
 
 
-def _open_val(
-    pairs: Path, spec: ModelSpec, runs: Path, identity: dict[str, Any], limit: int
-) -> CachedSplit | None:
-    """The decoded val split, at the size in which a query is embedded; None where it is empty."""
-    if num_samples(pairs, "val") == 0:
+def _validator(
+    streams: Sequence[Stream], spec: ModelSpec, device: torch.device, precision: Precision
+) -> Validate | None:
+    if not streams:
         return None
-    return _open_split(pairs, "val", spec, runs, identity, side=spec.image.px, limit=limit)
+
+    def look(model: JointModel) -> dict[str, float]:
+        return validate(_RECALL_AT, model, spec, streams, device=device, precision=precision)
+
+    return look
+
+
+def _receipt(
+    identity: Mapping[str, Any], batches: Batches, trained: Trained, batch_size: int
+) -> dict[str, Any]:
+    num_items = batches.num_items
+    return {
+        "identity": dict(identity),
+        "num_items": sum(num_items.values()),
+        "num_items_by_modality": num_items,
+        "num_steps": trained.num_steps,
+        "num_pairs": batches.num_pairs(0, trained.num_steps),
+        "batch_size": batch_size,
+        "best_step": trained.best.step if trained.best else None,
+        "last": trained.history[-1],
+    }
 
 
 def _to_csv(history: Sequence[Row]) -> str:
-    """The history, the columns that validation added last; repr keeps every digit."""
+    """The history, the columns that validation and the measures added last; repr keeps every
+    digit."""
     added = sorted({key for row in history for key in row} - set(HISTORY_COLUMNS))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*HISTORY_COLUMNS, *added], restval="", lineterminator="\n")
@@ -164,21 +284,32 @@ def _to_csv(history: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _result(receipt: dict[str, Any], trained: Trained, batches: Batches) -> Result:
+def _result(
+    receipt: dict[str, Any], trained: Trained, batches: Batches, sources: Sequence[str]
+) -> Result:
     last = receipt["last"]
-    steps = f"{batches.num_steps:,}"
+    steps = f"{trained.num_steps:,}"
+    if trained.num_steps < batches.num_steps:
+        steps += f" of {batches.num_steps:,} (validation gained no more)"
     if trained.resumed_from:
         steps += f" (taken up at {trained.resumed_from:,})"
-    recall = last.get(_RECALL)
+    name = headline(_RECALL_AT)
+    looks = [row[name] for row in trained.history if row.get(name) is not None]
+    counts = ", ".join(
+        f"{num:,} {plural(m)}" for m, num in receipt["num_items_by_modality"].items()
+    )
     rows = [
-        ("items", f"{receipt['num_items']:,}"),
+        ("items", counts),
+        *(("data", words) for words in sources),
         ("steps", steps),
-        ("epochs", f"{batches.num_steps / batches.steps_per_epoch:.1f}"),
-        ("samples seen", f"{batches.num_steps * receipt['batch_size']:,}"),
+        ("epochs", f"{trained.num_steps / batches.steps_per_epoch:.1f}"),
+        ("samples seen", f"{receipt['num_pairs']:,}"),
         ("precision", receipt["identity"]["precision"]),
         ("final loss", f"{last['loss']:.4f}"),
-        (f"val Recall@{_RECALL_AT}", "no val split" if recall is None else f"{recall:.3f}"),
+        (f"val Recall@{_RECALL_AT}", "no val split" if not looks else f"{looks[-1]:.3f}"),
     ]
+    if trained.best is not None:
+        rows.append(("weights kept", f"of step {trained.best.step:,}, the best look at val"))
     if trained.pairs_per_s:
         rate = f"{trained.pairs_per_s:,.0f} samples/s, {trained.wait_share:.1%} waiting for data"
         rows.append(("rate", rate))

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from coembed.errors import ConfigError
+from coembed.models.joint import JointModel
+from coembed.training.distributed import World
 from coembed.training.settings import Precision, TrainSettings
+from coembed.training.sharding import shard
 
 
 def choose_device(settings: TrainSettings) -> torch.device:
@@ -26,6 +30,11 @@ def choose_device(settings: TrainSettings) -> torch.device:
 
 def choose_precision(settings: TrainSettings, device: torch.device) -> Precision:
     """What `precision: auto` means here: bf16 where the hardware multiplies it, else fp32."""
+    if settings.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"train.precision is fp16, which needs CUDA; this run is on {device.type}",
+            hint="set train.precision to auto, bf16 or fp32",
+        )
     if settings.precision != "auto":
         return settings.precision
     if device.type == "cuda":
@@ -33,6 +42,33 @@ def choose_precision(settings: TrainSettings, device: torch.device) -> Precision
     # Emulated bf16 is slower than fp32, so a processor has to name one of these.
     able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if able else "fp32"
+
+
+def prepare_model(
+    model: JointModel, settings: TrainSettings, device: torch.device, world: World | None = None
+) -> bool:
+    """Bring `model` to the device, layout and mode in which it is trained; whether its towers are
+    compiled."""
+    if world is not None and world.size > 1 and settings.distributed.sharding == "fsdp":
+        shard(model, world, device)
+    else:
+        model.to(device)
+        for tower in model.towers.values():
+            if _wants_channels_last(tower, settings):
+                tower.to(memory_format=torch.channels_last)
+    model.set_grad_checkpointing(settings.activation_checkpointing)
+    model.train()
+    if settings.compile:
+        for tower in model.towers.values():
+            tower.compile()  # in place: the names of its parameters stay
+    return settings.compile
+
+
+def _wants_channels_last(tower: nn.Module, settings: TrainSettings) -> bool:
+    if settings.channels_last is not None:
+        return settings.channels_last
+    # A ViT has one convolution, which cuts the image into patches.
+    return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1
 
 
 @contextmanager

@@ -8,45 +8,56 @@ and its own number, and a checkpoint holds these whole.
 
 from __future__ import annotations
 
+import copy
 import math
-import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from coembed.errors import UserError
 from coembed.losses.base import Loss
 from coembed.models.joint import JointModel
 from coembed.models.spec import ModelSpec
-from coembed.progress import tracker
+from coembed.progress import Tracker, tracker
 from coembed.training.data import Batches
-from coembed.training.device import repeatable
-from coembed.training.optim import build_optimiser, learning_rate, warmup_steps
-from coembed.training.resume import Checkpoints, Row, State
+from coembed.training.device import prepare_model, repeatable
+from coembed.training.distributed import World
+from coembed.training.ema import Ema
+from coembed.training.guards import Watch
+from coembed.training.optim import (
+    apply_locks,
+    build_optimiser,
+    learning_rate,
+    towers_locked,
+    trained_parameters,
+    warmup_steps,
+)
+from coembed.training.resume import Best, Checkpoints, Row, State
 from coembed.training.settings import CheckpointSettings, Precision, TrainSettings
+from coembed.training.sharding import gather_into
 from coembed.training.speed import Speed
 from coembed.training.step import Outcome, Stepper
 
 Validate = Callable[[JointModel], dict[str, float]]
 
-# A guess: at chance the two losses agree to the noise of a batch, and a model that learns has left
-# this far behind by the end of its warm-up.
-_TELLS_APART = 0.98
-
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run came to; the model was trained in place.
+    """What a run came to; the model was trained in place and holds the weights to save.
 
-    `resumed_from` is the step at which this process took the run up (0: at its start). The rates
-    are this process's own: pairs a second, and the share of the time spent waiting for data.
+    `resumed_from` is the step at which this process took the run up (0: at its start), `best` the
+    step whose weights these are where that is not the last. The rates are this process's own: pairs
+    a second, and the share of the time spent waiting for data.
     """
 
     history: tuple[Row, ...]
+    num_steps: int
     resumed_from: int
+    best: Best | None
     pairs_per_s: float
     wait_share: float
 
@@ -63,57 +74,107 @@ def train(
     precision: Precision,
     run_folder: Path,
     validate: Validate | None = None,
+    headline: str | None = None,
+    world: World | None = None,
 ) -> Trained:
     """Train `model` to the last step, going on from the newest checkpoint in `run_folder`.
 
     `run_folder` belongs to this run alone (same model, settings, seed, pairs and code); `validate`
-    gives columns of the history at the end of an epoch. Raises DataError where loss or gradient
-    stop being finite.
+    gives columns of the history at the end of an epoch, of which `headline` decides about early
+    stopping and the best weights. Raises DataError where loss or gradient stop being finite.
     """
+    world = world or World()
     num_steps, per_epoch = batches.num_steps, batches.steps_per_epoch
     with repeatable(device, settings.num_threads):
-        model.to(device).to(memory_format=torch.channels_last).train()
-        optimiser = build_optimiser(model, settings)
-        checkpoints = Checkpoints(run_folder / "checkpoints", keep=settings.checkpoint.keep)
-        state = checkpoints.load(model, optimiser)
+        given = model
+        if settings.distributed.sharding == "fsdp":
+            model = copy.deepcopy(model)  # divided; the one that was given stays whole
+        compiled = prepare_model(model, settings, device, world)
+        optimiser = build_optimiser(model, settings, num_steps=num_steps)
+        average = None
+        if settings.ema is not None:
+            trained = trained_parameters(model, settings, num_steps=num_steps)
+            average = Ema(model, settings.ema, trained=trained)
+        checkpoints = Checkpoints(
+            run_folder / "checkpoints", keep=settings.checkpoint.keep, world=world
+        )
         do_step = Stepper(
-            model, spec, optimiser, loss, settings,
-            device=device, precision=precision, seed=seed, item_ids=batches.item_ids,
+            model, spec, optimiser, loss, batches, settings, device=device, precision=precision,
+            seed=seed, run_folder=run_folder, world=world, compiled=compiled,
         )  # fmt: skip
-        is_due = _CheckpointsDue(settings.checkpoint)
-        learns = _Learns(settings, warmup_steps(settings, num_steps))
+        state = checkpoints.load(model, optimiser, average)
+        if world.same(state.step) != state.step:
+            raise UserError(
+                f"training process {world.rank} finds another checkpoint under {run_folder} than "
+                "the first process",
+                hint="let all machines share the folder runs/",
+            )
+        do_step.loss_scale.restore(state.loss_scale)
+        is_due = _CheckpointsDue(settings.checkpoint, world)
+        watch = Watch(settings, warmup_steps(settings, num_steps), batches.largest_batch)
         resumed_from = state.step
+        locked: set[str] | None = None
+        left = 0 if state.stopped else num_steps - state.step
 
         with (
-            closing(tracker(total=num_steps - state.step, label="train", unit="steps")) as task,
-            Speed(run_folder / "log.jsonl", settings.batch_size) as speed,
-            closing(batches.ahead(state.step)) as ahead,
+            closing(_progress(left, world)) as task,
+            Speed(run_folder / "log.jsonl", main=world.is_main) as speed,
+            closing(batches.ahead(state.step, rank=world.rank, size=world.size)) as ahead,
         ):
-            for batch in speed.waiting(ahead):
-                logged = (batch.step + 1) % settings.log_every == 0 or batch.step + 1 == num_steps
-                lr = learning_rate(batch.step, num_steps, settings)
-                outcome = do_step(batch, lr, mismatch=logged)
-                state.step = batch.step + 1
+            feed = speed.waiting(ahead)
+            while state.step < num_steps and not state.stopped:
+                step = state.step
+                logged = (step + 1) % settings.log_every == 0 or step + 1 == num_steps
+                if locked != (now := towers_locked(settings, step, num_steps)):
+                    apply_locks(model, now)
+                    locked = now
+                lr = learning_rate(step, num_steps, settings)
+                plan = batches.plan(step)
+                outcome = do_step(plan, feed, lr, logged=logged)
+                if average is not None:
+                    average.update(model, step)
+                speed.step_done(len(plan))
+                state.step = step + 1
                 state.recent.append(outcome.loss)
+                state.loss_scale = do_step.loss_scale.state()
 
                 ended, part = divmod(state.step, per_epoch)
-                validated = validate is not None and _validates(
+                looks = validate is not None and _validates(
                     settings, ended, part, last=state.step == num_steps
                 )
-                if logged or validated:
+                found_best = False
+                if logged or looks:
                     row = _row(state, per_epoch, lr, outcome, model)
-                    if validate is not None and validated:
-                        with speed.aside():
-                            row |= validate(model)
-                    task.note(speed.log(state.step, row["loss"] or 0.0))
-                    learns.look(state.step, outcome)
+                    if validate is not None and looks:
+                        with speed.aside(), _averaged(average, model):
+                            # One process's numbers, so that all decide alike about stopping.
+                            row |= world.same(validate(model))
+                            if headline is not None:
+                                found_best = _judge(state, row[headline], settings)
+                            if found_best and settings.save_weights == "best":
+                                state.best = checkpoints.save_best(state, model)
+                    task.note(speed.log(state.step, row))
+                    if world.is_main:
+                        watch.look(state.step, row, batch_loss=outcome.loss)
                     state.history.append(row)
                     state.recent.clear()
-                if is_due(state.step, last=state.step == num_steps):
+                ends = state.step == num_steps or state.stopped
+                if is_due(state.step, now=ends or found_best):
                     with speed.aside():
-                        checkpoints.save(state, model, optimiser)
+                        checkpoints.save(state, model, optimiser, average)
                 task.advance()
-        return Trained(tuple(state.history), resumed_from, speed.pairs_per_s, speed.wait_share)
+            best = None
+            if settings.save_weights == "best" and state.best is not None:
+                best = state.best
+                checkpoints.load_best(best, model)
+            elif average is not None:
+                average.copy_to(model)
+            if model is not given:
+                gather_into(given, model)
+        return Trained(
+            tuple(state.history), state.step, resumed_from, best, speed.pairs_per_s,
+            speed.wait_share,
+        )  # fmt: skip
 
 
 HISTORY_COLUMNS = ("step", "epoch", "loss", "mismatched_loss", "lr", "logit_scale", "grad_norm")
@@ -129,6 +190,7 @@ def _row(state: State, per_epoch: int, lr: float, outcome: Outcome, model: Joint
         "lr": lr,
         "logit_scale": float(model.logit_scale.exp().item()),
         "grad_norm": outcome.grad_norm,
+        **(outcome.seen or {}),
     }
 
 
@@ -138,47 +200,54 @@ def _validates(settings: TrainSettings, ended: int, part: int, *, last: bool) ->
     return every is not None and (last or (part == 0 and ended % every == 0))
 
 
-class _CheckpointsDue:
-    """Says when a checkpoint is due: every so many steps or minutes, and after the last step."""
+def _judge(state: State, value: float | int | None, settings: TrainSettings) -> bool:
+    """Note a look at the val split in `state`; whether it is the best so far."""
+    assert value is not None
+    stopping = settings.early_stopping
+    gain = stopping.min_gain if stopping is not None else 0.0
+    best = state.best_value
+    if best is None or value > best + gain:
+        state.looks_without_gain = 0
+    else:
+        state.looks_without_gain += 1
+        if stopping is not None and state.looks_without_gain >= stopping.patience:
+            state.stopped = True
+    if best is None or value > best:
+        state.best_value = float(value)
+        return True
+    return False
 
-    def __init__(self, settings: CheckpointSettings) -> None:
-        self._settings = settings
+
+def _progress(num_steps: int, world: World) -> Tracker:
+    """The progress of `num_steps`, which one process shows."""
+    if not world.is_main:
+        return Tracker()
+    return tracker(total=num_steps, label="train", unit="steps")
+
+
+@contextmanager
+def _averaged(average: Ema | None, model: JointModel) -> Iterator[None]:
+    """Let `model` have its averaged weights inside, where there are such."""
+    if average is None:
+        yield
+    else:
+        with average.swapped_in(model):
+            yield
+
+
+class _CheckpointsDue:
+    """Says when a checkpoint is due: every so many steps or minutes, and whenever it has to be."""
+
+    def __init__(self, settings: CheckpointSettings, world: World) -> None:
+        self._settings, self._world = settings, world
         self._last = time.monotonic()
 
-    def __call__(self, step: int, *, last: bool) -> bool:
+    def __call__(self, step: int, *, now: bool) -> bool:
         steps, minutes = self._settings.every_steps, self._settings.every_minutes
-        due = (
-            last
-            or (steps is not None and step % steps == 0)
-            or (minutes is not None and time.monotonic() - self._last >= 60 * minutes)
-        )
+        due = now or (steps is not None and step % steps == 0)
+        if not due and minutes is not None:
+            late = time.monotonic() - self._last >= 60 * minutes
+            due = bool(self._world.same(late))  # clocks differ, and all have to take part
         if due:
             self._last = time.monotonic()
         return due
-
-
-class _Learns:
-    """Warns once where a model past its warm-up prices wrong pairs no higher than right ones.
-
-    With the softmax loss this is the loss that stays flat at ln(batch); asking for the difference
-    rather than for that number suits every loss.
-    """
-
-    def __init__(self, settings: TrainSettings, warmup: int) -> None:
-        self._settings, self._warmup, self._warned = settings, warmup, False
-
-    def look(self, step: int, outcome: Outcome) -> None:
-        wrong = outcome.mismatched_loss
-        if self._warned or wrong is None or step < self._warmup + self._settings.log_every:
-            return
-        if outcome.loss > _TELLS_APART * wrong:
-            self._warned = True
-            print(
-                f"warning: after {step} steps the model does not tell pairs apart: the loss is "
-                f"{outcome.loss:.3f}, and {wrong:.3f} for the same batch paired wrongly (chance is "
-                f"ln({self._settings.batch_size}) = {math.log(self._settings.batch_size):.3f} with "
-                "the softmax loss). Try a lower train.lr or a longer train.warmup, and see whether "
-                "the captions fit the images",
-                file=sys.stderr,
-                flush=True,
-            )

@@ -2,45 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from coembed.modalities.image import normalise
 from coembed.models.joint import JointModel
 from coembed.models.spec import ModelSpec
-from coembed.training.cache import CachedSplit
+from coembed.training.data import Stream
 from coembed.training.settings import Precision
 
-_ROWS = 512
+_ROWS = 256
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def validate(
+    k: int,
+    model: JointModel,
+    spec: ModelSpec,
+    streams: Sequence[Stream],
+    *,
+    device: torch.device,
+    precision: Precision,
+) -> dict[str, float]:
+    """Recall@k of text → item over the val split, `val_recall_at_<k>`: of one modality's items, or
+    the mean over the modalities, with each one's own beside it.
+    """
+    found = {
+        s.items.modality: recall_at(k, model, spec, s, device=device, precision=precision)
+        for s in streams
+    }
+    name = headline(k)
+    whole = {name: sum(found.values()) / len(found)}
+    if len(found) == 1:
+        return whole
+    return whole | {f"{name}_{modality}": value for modality, value in found.items()}
+
+
+def headline(k: int) -> str:
+    """The column that early stopping and the best weights go by."""
+    return f"val_recall_at_{k}"
 
 
 @torch.no_grad()
 def recall_at(
-    k: int, model: JointModel, spec: ModelSpec, split: CachedSplit, *,
+    k: int, model: JointModel, spec: ModelSpec, stream: Stream, *,
     device: torch.device, precision: Precision,
 ) -> float:  # fmt: skip
-    """Recall@k of text → image over `split`: the share of its different captions with an item that
-    they describe among the k nearest items. Ties count against the model.
+    """Recall@k of text → item over `stream`, whose media are seen as queries are: the share of its
+    different captions with an item that they describe among the k nearest items. Ties count against
+    the model.
 
-    The model comes back in the mode in which it was.
+    The model's modules come back in the modes in which they were.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
-    bf16 = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    images, texts = [], []
-    with bf16:
-        for start in range(0, len(split), _ROWS):
-            pixels = torch.from_numpy(split.images[start : start + _ROWS].copy()).to(device)
-            images.append(model.embed("image", normalise(pixels, spec.image.mean, spec.image.std)))
-        for start in range(0, len(split.tokens), _ROWS):
-            tokens = model.trim("text", torch.from_numpy(split.tokens[start : start + _ROWS]))
-            texts.append(model.embed("text", tokens.to(device)))
-    model.train(was_training)
-    described = torch.zeros(len(split.tokens), len(split), dtype=torch.bool)
-    owner = torch.repeat_interleave(torch.from_numpy(split.offsets).diff())
-    described[torch.from_numpy(split.caption_ids), owner] = True
-    return _recall(torch.cat(texts).cpu(), torch.cat(images).cpu(), described, k)
+    items, modality = stream.items, stream.items.modality
+    media_of, text_of = spec.loader(modality), spec.loader("text")
+    keys = items.keys
+    found, texts = [], []
+    autocast = torch.autocast(
+        device.type, dtype=_DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32"
+    )
+    with autocast:
+        for start in range(0, len(items), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(items)))
+            seen = torch.from_numpy(stream.media.fetch(rows, keys[rows], seed=0, epoch=0))
+            if stream.media.is_embedded:
+                found.append(seen)
+                continue
+            found.append(model.embed(modality, media_of.to_inputs(seen.to(device))).float().cpu())
+        if stream.texts is not None:
+            texts.append(torch.from_numpy(np.array(stream.texts)))
+        else:
+            for start in range(0, len(items.tokens), _ROWS):
+                part = items.tokens[start : start + _ROWS].astype(np.int64)
+                tokens = model.trim("text", torch.from_numpy(part)).to(device)
+                texts.append(model.embed("text", text_of.to_inputs(tokens)).float().cpu())
+    for module in training:
+        module.training = True
+    described = torch.zeros(len(items.tokens), len(items), dtype=torch.bool)
+    owner = torch.repeat_interleave(torch.from_numpy(np.diff(items.offsets)))
+    described[torch.from_numpy(np.array(items.caption_ids)), owner] = True
+    return _recall(torch.cat(texts), torch.cat(found), described, k)
 
 
 def _recall(

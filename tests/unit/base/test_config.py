@@ -64,7 +64,7 @@ def test_a_bad_override_says_what_is_wrong(values: dict[str, Any], text: str, wo
         ("trian={}", "trian: unknown key; known here: .*train"),
         ("train.lr=fast", 'train.lr: .*number.*got "fast"'),
         ("train.lr=-1", "train.lr: .*greater than"),
-        ("train.loss=hinge", "'hinge'; expected one of sigmoid, softmax"),
+        ("train.loss=hinge", "'hinge'; expected one of distillation, sigmoid, softmax, triplet"),
         ("paths.pool=../elsewhere", "paths.pool: .*inside the project"),
         ("paths.pool=/etc", "paths.pool: .*inside the project"),
         ("paths.pool=src", "paths.pool: .*of its own"),

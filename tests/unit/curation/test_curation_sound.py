@@ -14,11 +14,11 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from coembed.curation.media import sound as sound_module
 from coembed.curation.media.media import DECODE_REASONS, Media, Undecodable
 from coembed.curation.media.sound import FLOOR_DBFS, Sound
-from coembed.curation.media.sound_files import sniff_sound
+from coembed.modalities import _sound
 from coembed.modalities._resample import resample
+from coembed.modalities._sound_files import sniff_sound
 
 RATE = 8000
 
@@ -195,7 +195,7 @@ def test_levels_are_those_of_a_slow_reference_whatever_the_blocks(
     samples = np.clip(rng.normal(0.1, 0.9, (3000, 2)).cumsum(axis=0) / 6, -1, 1)
     samples[-4:] = 1  # a run that ends with the sound
     samples[40:42] = -1  # too short to count, unless its neighbours are clipped, too
-    monkeypatch.setattr(sound_module, "_BLOCK_SAMPLES", 2 * block)
+    monkeypatch.setattr(_sound, "_BLOCK_SAMPLES", 2 * block)
     for kind, subtype in (("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24")):
         found = _media(_encode(samples, kind, subtype)).sound
         rms, clipped = _slowly(samples)

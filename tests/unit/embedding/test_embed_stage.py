@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from evaluated_pairs import catalogue, make_config, tree_bytes, write_model, write_pairs
+from evaluated_pairs import (
+    THREE_TOWERS,
+    catalogue,
+    make_config,
+    sounds,
+    tree_bytes,
+    write_model,
+    write_pairs,
+)
 
 from coembed.errors import DataError, ModelError, ServiceError
 from coembed.files import sha256_file
@@ -94,34 +102,64 @@ def test_nothing_to_embed(tmp_path: Path, pairs: Path, model: Path) -> None:
     damaged = [replace(sample, media=b"none") for sample in catalogue(3, seed=3)]
     with pytest.raises(DataError, match=f"none of the 3 items.*{damaged[0].path}"):
         run(tmp_path, model, write_pairs(tmp_path / "pairs", train=damaged))
-    sounds = [replace(sample, modality="audio") for sample in catalogue(3, seed=3)]
-    with pytest.raises(DataError, match="is of modality image: no corpus"):
-        run(tmp_path, model, write_pairs(tmp_path / "sounds", train=sounds))
+    unheard = [replace(sample, modality="audio") for sample in catalogue(3, seed=3)]
+    with pytest.raises(DataError, match="is of modality image, all are of audio: no corpus"):
+        run(tmp_path, model, write_pairs(tmp_path / "sounds", train=unheard))
     assert not (tmp_path / "out").exists()
 
 
 def test_two_at_once_are_refused(tmp_path: Path, pairs: Path, model: Path) -> None:
-    plain = Encoder.encode_images
+    plain = Encoder.encode
     refused = []
 
-    def second(self: Encoder, images: Sequence[bytes]) -> np.ndarray:
+    def second(self: Encoder, modality: str, items: Sequence[bytes]) -> np.ndarray:
         if not refused:
             refused.append(None)
             with pytest.raises(ServiceError, match="another process is embedding this very corpus"):
                 run(tmp_path, model, pairs)
-        return plain(self, images)
+        return plain(self, modality, items)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Encoder, "encode_images", second)
+        patch.setattr(Encoder, "encode", second)
         assert run(tmp_path, model, pairs)["num_items"] == 130
     assert refused
 
 
-def test_items_of_other_modalities_are_no_part_of_the_corpus(tmp_path: Path, model: Path) -> None:
-    samples = catalogue(6, seed=3)
-    samples[2] = replace(samples[2], modality="audio")
-    receipt = run(tmp_path, model, write_pairs(tmp_path / "pairs", train=samples))
-    assert receipt["num_items"] == 5
+def test_what_the_model_has_no_tower_for_is_left_out_and_said(tmp_path: Path, model: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", train=[*catalogue(5, seed=3), *sounds(2, seed=4)])
+    cfg = make_config(embed={})
+    result = embed.run(cfg, model=model, pairs=pairs, out=tmp_path / "o", runs=tmp_path / "r")
+    rows = dict(result.rows)
+    assert rows["items"] == "5"
+    assert rows["  audio, left out"] == "2 (the model has no audio tower)"
+    with pytest.raises(ModelError, match="names audio, but the model encodes image and text only"):
+        run(tmp_path, model, pairs, modalities=["image", "audio"])
+
+
+def test_pictures_and_sounds_go_through_their_own_towers(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", settings=THREE_TOWERS)
+    pictures, heard = catalogue(20, seed=3), sounds(20, seed=4)
+    heard[7] = replace(heard[7], media=heard[7].media[:-50])
+    mixed = [sample for pair in zip(heard, pictures, strict=True) for sample in pair]
+    pairs = write_pairs(tmp_path / "pairs", train=mixed)
+    cfg = make_config(embed={})
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    result = embed.run(cfg, model=model, pairs=pairs, out=out, runs=runs)
+    rows = dict(result.rows)
+    assert (rows["items"], rows["  image"], rows["  audio"]) == ("39", "20", "19")
+    (lost,) = result.receipt["unreadable"]
+    assert lost["path"] == heard[7].path and lost["reason"].startswith("not a readable sound")
+    table = pq.read_table(sorted(out.glob("part-*.parquet")))
+    readable = [sample for sample in mixed if sample is not heard[7]]
+    assert table["item_id"].to_pylist() == [sample.item_id for sample in readable]
+    assert table["modality"].to_pylist() == [sample.modality for sample in readable]
+    encoder = load_encoder(model, device="cpu", batch_size=1)
+    for row, sample in zip(table["vector"].to_pylist(), readable, strict=True):
+        assert row == pytest.approx(encoder.encode(sample.modality, [sample.media])[0], abs=1e-5)
+    cfg = make_config(embed={"modalities": ["audio"]})
+    result = embed.run(cfg, model=model, pairs=pairs, out=tmp_path / "sounds", runs=runs)
+    rows = dict(result.rows)
+    assert (rows["items"], rows["  image, left out"]) == ("19", "20 (embed.modalities)")
 
 
 def test_diverged_model(tmp_path: Path, pairs: Path) -> None:
@@ -138,11 +176,11 @@ from evaluated_pairs import make_config
 from coembed.models.encoder import Encoder
 from coembed.stages import embed
 
-plain = Encoder.encode_images
-def slow(self, images):
+plain = Encoder.encode
+def slow(self, modality, items):
     time.sleep(0.1)  # or it is over before it can be killed
-    return plain(self, images)
-Encoder.encode_images = slow
+    return plain(self, modality, items)
+Encoder.encode = slow
 model, pairs, out, runs = map(Path, sys.argv[2:6])
 embed.run(make_config(embed={}), model=model, pairs=pairs, out=out, runs=runs)
 """

@@ -13,9 +13,10 @@ import pytest
 from evaluated_pairs import tree_bytes
 from training_pairs import make_samples
 
+from coembed.embedding import parts
 from coembed.embedding.parts import EmbeddedCorpus, Unreadable, assemble, embed_parts
 from coembed.errors import DataError, ModelError
-from coembed.types import Sample, Split
+from coembed.types import Modality, Sample, Split
 
 BAD = b"cannot be decoded"
 
@@ -28,21 +29,23 @@ class Embedder:
 
     def __init__(self, *, stop_after: int | None = None) -> None:
         self.num_embedded = 0
+        self.asked: list[tuple[Modality, int]] = []
         self.stop_after = stop_after
 
-    def encode(self, media: Sequence[bytes]) -> np.ndarray:
+    def encode(self, modality: Modality, media: Sequence[bytes]) -> np.ndarray:
+        self.asked.append((modality, len(media)))
         for place, data in enumerate(media):
             if data == BAD:
-                raise DataError(f"image {place}: not readable")
+                raise DataError(f"{modality} {place}: not readable")
         if self.stop_after is not None and self.num_embedded >= self.stop_after:
             raise KeyboardInterrupt
         self.num_embedded += len(media)
         rows = [[len(data), sum(data[:50]), place] for place, data in enumerate(media)]
         return np.asarray(rows, dtype=np.float32)
 
-    def decode(self, data: bytes) -> None:
+    def decode(self, modality: Modality, data: bytes) -> None:
         if data == BAD:
-            raise DataError("image 0: not readable")
+            raise DataError(f"{modality} 0: not readable")
 
 
 def embed(
@@ -142,9 +145,45 @@ def test_a_part_of_unreadable_items_only(tmp_path: Path) -> None:
     assert table.schema.equals(pq.read_schema(tmp_path / "part-00001.parquet"))
 
 
+def test_each_modality_goes_through_its_own_tower_and_the_order_stays(tmp_path: Path) -> None:
+    samples = [
+        replace(sample, modality="audio") if place % 3 == 1 else sample
+        for place, sample in enumerate(SAMPLES)
+    ]
+    samples[4] = replace(samples[4], media=BAD)
+    samples[6] = replace(samples[6], media=BAD)
+    embedder = Embedder()
+    corpus = embed(samples, tmp_path, embedder, part_size=12)
+    rows = [row for part in corpus.parts for row in pq.read_table(tmp_path / part.file).to_pylist()]
+    readable = [sample for sample in samples if sample.media != BAD]
+    assert [row["item_id"] for row in rows] == [sample.item_id for sample in readable]
+    assert [row["modality"] for row in rows] == [sample.modality for sample in readable]
+    for row, sample in zip(rows, readable, strict=True):
+        assert row["vector"][:2] == [len(sample.media), sum(sample.media[:50])]
+    assert [lost.path for lost in corpus.unreadable] == [samples[4].path, samples[6].path]
+    assert corpus.modalities == {"image": 19, "audio": 9}
+    # Both had an item that cannot be read in the first part, so they were asked twice.
+    assert embedder.asked[:4] == [("image", 8), ("image", 7), ("audio", 4), ("audio", 3)]
+    again = Embedder()
+    assert embed(samples, tmp_path, again, part_size=12) == replace(corpus, num_resumed=3)
+    assert not again.asked
+
+
+def test_large_files_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = embed(SAMPLES, tmp_path / "whole", Embedder())
+    monkeypatch.setattr(parts, "_CHUNK_BYTES", 3 * max(len(one.media) for one in SAMPLES))
+    embedder = Embedder()
+    small = embed(SAMPLES, tmp_path / "small", embedder)
+    assert max(num for _, num in embedder.asked) in (3, 4)
+    assert small.content_hash == whole.content_hash
+    assert [part.num_items for part in small.parts] == [8, 8, 8, 6]
+
+
 def test_an_error_that_no_single_item_explains_is_not_swallowed(tmp_path: Path) -> None:
     embedder = Embedder()
-    embedder.decode = lambda data: None  # type: ignore[method-assign]  # noqa: ARG005
+    embedder.decode = lambda modality, data: None  # type: ignore[method-assign]  # noqa: ARG005
     with pytest.raises(DataError, match="not readable"):
         embed([replace(SAMPLES[0], media=BAD)], tmp_path, embedder)
 
@@ -170,7 +209,7 @@ def test_content_hash_covers_payload_order_and_split(tmp_path: Path) -> None:
 
 def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     embedder = Embedder()
-    embedder.encode = lambda media: np.full((len(media), 3), np.nan, dtype=np.float32)  # type: ignore[method-assign]
+    embedder.encode = lambda _, media: np.full((len(media), 3), np.nan, dtype=np.float32)  # type: ignore[method-assign, assignment, misc]
     with pytest.raises(ModelError, match="not finite"):
         embed(SAMPLES, tmp_path, embedder)
     assert not list(tmp_path.glob("part-*"))

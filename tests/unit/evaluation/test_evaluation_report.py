@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 
 from coembed.errors import DataError
 from coembed.evaluation.charts import line_chart, nice_ticks, read_history
-from coembed.evaluation.contact_sheet import ShownHit, ShownSearch, choose, worst
+from coembed.evaluation.contact_sheet import (
+    ShownHit,
+    ShownItem,
+    ShownSearch,
+    choose,
+    shown_items,
+    worst,
+)
 from coembed.evaluation.report import (
     Headline,
     MetricRow,
@@ -30,6 +38,7 @@ from coembed.evaluation.zero_shot import classify
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'</style>"
 PIXEL = "data:image/jpeg;base64,AAAA"
+BLEEP = "data:audio/wav;base64,AAAA"
 
 
 def make_report(text: str) -> Report:
@@ -46,7 +55,9 @@ def make_report(text: str) -> Report:
         headlines=[Headline(text, text, 0.5, 0.1)],
         metrics=[("text_to_image", [MetricRow("median_rank", 2.5, None, False)])],
         groups=[SearchGroup(text, text, [ShownSearch(text, (hit,), 1, 0, 2.0)])],
-        thumbnails={0: PIXEL},
+        directions=[("text_to_image", text)],
+        notes=[text],
+        items={0: ShownItem(PIXEL)},
         zero_shot=[zero_shot_view(text, shot)],
         slices=[table],
         min_slice=30,
@@ -89,9 +100,28 @@ def test_hostile_words_stay_words() -> None:
 
 
 def test_nothing_is_fetched_from_elsewhere() -> None:
-    html = render(make_report("red"))
-    assert "default-src 'none'" in html
+    report = make_report("red")
+    html = render(replace(report, items={0: ShownItem(PIXEL, BLEEP, is_sound=True)}))
+    assert set(parse(html).sources) == {PIXEL, BLEEP}
+    assert "default-src 'none'; img-src data:; media-src data:;" in html
     assert not re.search(r"https?://|url\(|@import", html)
+
+
+def test_a_search_by_an_item_shows_it_and_what_it_finds() -> None:
+    hits = (ShownHit(1, 0.5, True, (("a whistle", True),)), ShownHit(2, 0.4, None, (("x", True),)))
+    search = ShownSearch("a kettle", hits, 3, rank=1.0, asked=0)
+    items = {
+        0: ShownItem(PIXEL),
+        1: ShownItem(PIXEL, BLEEP, is_sound=True),
+        2: ShownItem(PIXEL, None, is_sound=True),
+    }
+    group = SearchGroup("Sounds found by images", "", [search, search])
+    html = render(replace(make_report("red"), groups=[group], items=items))
+    assert html.count("searched with</span>") == 2 and "looked for" not in html
+    assert "the first match came first · 3 to find" in html
+    assert html.count("<audio controls") == 2
+    assert html.count("cannot be played here") == 2
+    assert shown_items([search, search]) == {0: 2, 1: 2, 2: 2}
 
 
 def test_the_same_values_make_the_same_bytes() -> None:

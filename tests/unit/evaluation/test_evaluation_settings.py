@@ -27,12 +27,27 @@ from coembed.evaluation.settings import AttributeQuerySettings, EvaluateSettings
         ({"attribute_queries": [{"template": "{kind.__class__}{x!r}"}]}, "only plain column names"),
         ({"slices": ["kind"], "slices_in_metrics": ["colour"]}, "names colour, not in slices"),
         ({"recall": 3}, "Extra inputs"),
+        ({"meets_on": ""}, "the name of a column, several names, or null"),
+        ({"meets_on": []}, "the name of a column, several names, or null"),
+        ({"zero_shot": [{"column": "kind", "modality": "text"}]}, "'image' or 'audio'"),
     ],
 )
 def test_evaluate_settings_refuse(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         EvaluateSettings.model_validate(values)
     assert message in str(caught.value)
+
+
+def test_one_column_may_be_classified_in_each_modality() -> None:
+    tasks = [{"column": "kind"}, {"column": "kind", "modality": "audio"}]
+    settings = EvaluateSettings.model_validate({"zero_shot": tasks})
+    assert [task.name for task in settings.zero_shot] == ["kind", "kind_audio"]
+
+
+def test_what_items_meet_on_is_one_column_or_several() -> None:
+    for given, columns in ((None, ()), ("kind", ("kind",)), (["a", "b"], ("a", "b"))):
+        settings = EvaluateSettings.model_validate({"meets_on": given})
+        assert settings.meeting_columns == columns
 
 
 def test_template_columns() -> None:
@@ -47,7 +62,9 @@ def test_template_columns() -> None:
         ({"part_size": 100, "batch_size": 64}, "100 is not a multiple of batch_size 64"),
         ({"splits": []}, "at least 1 item"),
         ({"splits": ["test", "test"]}, "names one twice"),
-        ({"modalities": ["audio"]}, "'image'"),
+        ({"modalities": ["text"]}, "'image' or 'audio'"),
+        ({"modalities": []}, "at least 1 item"),
+        ({"modalities": ["audio", "audio"]}, "names one twice"),
     ],
 )
 def test_embed_settings_refuse(values: dict[str, Any], message: str) -> None:

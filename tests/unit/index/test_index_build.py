@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from coembed.errors import DataError, ServiceError, UserError
 from coembed.index.base import Point
-from coembed.index.build import Release, UnverifiedError, build, read_release, verify
+from coembed.index.build import Release, UnverifiedError, build, read_release, vector_of, verify
 from coembed.index.exact import ExactIndex
 from coembed.index.points import read_columns, read_points
 from coembed.index.qdrant import open_index
@@ -66,7 +66,7 @@ def test_built_once_verified_twice() -> None:
 
 def test_the_name_carries_version_model_and_corpus() -> None:
     assert RELEASE.collection_name("items") == NAME
-    assert RELEASE.vector_name == "image@abababab"
+    assert RELEASE.vector_name == "item@abababab"
     other = replace(RELEASE, corpus="ee" * 32)
     assert other.collection_name("items") != NAME
 
@@ -168,6 +168,32 @@ def test_an_index_on_an_unknown_column_is_refused() -> None:
     settings = IndexSettings(payload_indexes=("price", "size"))
     with pytest.raises(UserError, match=r"names size; .* have the columns price"):
         build(ExactIndex(), RELEASE, lambda: iter(make_points()), alias="items", settings=settings)
+
+
+def test_a_collection_from_before_there_were_sounds_is_still_that_model_s() -> None:
+    index = ExactIndex()
+    metadata = {**RELEASE.to_metadata(), "state": "built"}
+    index.create(NAME, vector_name="image@abababab", dim=DIM, metadata=metadata, columns={})
+    index.upsert(NAME, make_points())
+    assert build_with(index).already_built
+    assert vector_of(index.describe(NAME), RELEASE) == "image@abababab"
+    other = replace(RELEASE, fingerprint="cd" * 32)
+    with pytest.raises(UserError, match="the query was made for 'item@cdcdcdcd'"):
+        vector_of(index.describe(NAME), other)
+
+
+def test_hits_can_be_asked_for_by_modality_whatever_indexes_are_set() -> None:
+    asked: list[Any] = []
+
+    class Noting(ExactIndex):
+        def create(self, *arguments: Any, columns: Any, **changes: Any) -> None:
+            asked.append(dict(columns))
+            super().create(*arguments, columns=columns, **changes)
+
+    settings = SETTINGS.model_copy(update={"payload_indexes": ()})
+    build(Noting(), RELEASE, lambda: iter(make_points()), alias="items", settings=settings)
+    build_with(Noting())
+    assert asked == [{"modality": "text"}, {"modality": "text", "price": "number"}]
 
 
 def test_a_collection_of_other_hands_is_refused() -> None:

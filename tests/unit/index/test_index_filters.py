@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coembed.errors import UserError
-from coembed.index.filters import AnyOf, Compare, column_kinds, matches, parse_filters
+from coembed.index.filters import (
+    NO_FILTER,
+    AnyOf,
+    Compare,
+    column_kinds,
+    matches,
+    parse_filters,
+    restrict,
+)
 from coembed.index.qdrant_filters import payload_key, to_qdrant
 
 COLUMNS = {
@@ -120,3 +128,12 @@ def test_odd_column_names_are_quoted_for_qdrant() -> None:
     assert payload_key("a.b") == 'attributes."a.b"'
     assert payload_key("split") == "split"
     assert to_qdrant(parse_filters([], COLUMNS)) is None
+
+
+def test_a_restriction_is_one_more_condition() -> None:
+    where = restrict(parse_filters(["colour=red"], COLUMNS), "modality", "audio")
+    assert where == parse_filters(["colour=red", "modality=audio"], COLUMNS)
+    for modality in ("image", "audio"):
+        payload = {"modality": modality, "attributes": {"colour": "red"}}
+        assert matches(where, payload) == (modality == "audio")
+    assert restrict(NO_FILTER, "modality", "audio") == parse_filters(["modality=audio"], {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_towers import tiny_architecture
 
 from coembed.models.build import build_model
 from coembed.models.checkpoint import save_model
 from coembed.models.joint import JointModel
 from coembed.models.settings import ModelSettings
 from coembed.models.spec import ModelSpec
-
-_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-_VISION: dict[str, dict[str, Any]] = {
-    "vit": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "convnet": {
-        "image_size": 32,
-        "timm_model_name": "test_resnet",
-        "timm_pool": "avg",
-        "timm_proj": "linear",
-    },
-}
-
-
-def tiny_architecture(kind: str = "vit") -> dict[str, Any]:
-    return copy.deepcopy({"embed_dim": 24, "vision_cfg": _VISION[kind], "text_cfg": _TEXT})
 
 
 @pytest.fixture(scope="session", params=["vit", "convnet"])

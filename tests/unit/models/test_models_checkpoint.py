@@ -130,7 +130,7 @@ _SCALE = "logit_scale"
         (_edit(lambda v: v["inputs"].update(smell={})), "inputs has .*smell"),
         (_edit(lambda v: v["inputs"]["image"].update(px=-1)), "px"),
         (_edit(lambda v: v["inputs"]["image"].update(version=9)), "version"),
-        (_edit(lambda v: v["architecture"].pop("text_cfg")), "lacks text_cfg"),
+        (_edit(lambda v: v["architecture"].pop("text_cfg")), "has vision_cfg; expected two or mor"),
         (_edit(lambda v: v["architecture"].update(embed_dim=25)), "of another shape"),
         (_retell(lambda s: s.pop(_SCALE)), "1 missing .logit_scale"),
         (_retell(lambda s: s.update(more=torch.zeros(1))), "1 unknown .more"),

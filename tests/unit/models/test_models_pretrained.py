@@ -11,9 +11,10 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
+from tiny_towers import tiny_architecture
 
 from coembed.errors import ModelError
-from coembed.models.build import build_model
+from coembed.models.build import build_model, build_towers
 from coembed.models.checkpoint import load_model, save_model
 from coembed.models.export import export_open_clip
 from coembed.models.settings import ModelSettings
@@ -85,6 +86,73 @@ def test_a_checkpoint_in_the_old_layout_gives_equal_embeddings(
         torch.testing.assert_close(
             model.embed("image", pixels), theirs.encode_image(pixels, normalize=True)
         )
+
+
+@pytest.mark.parametrize("layout", ["coembed", "open_clip"])
+def test_a_tower_that_the_checkpoint_lacks_keeps_its_random_start(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    trained, spec = load_model(folder)
+    if layout == "open_clip":
+        export_open_clip(trained, spec, tmp_path)
+    source = folder if layout == "coembed" else tmp_path
+    architecture = {**spec.architecture, "audio_cfg": tiny_architecture(audio=True)["audio_cfg"]}
+    model, _ = _build(architecture, source)
+    _assert_same_towers(trained, model)
+    assert "has no audio tower: it starts from random weights" in capsys.readouterr().err
+    random = build_towers(architecture, seed=1).towers["audio"].state_dict()
+    for name, value in model.towers["audio"].state_dict().items():
+        assert torch.equal(value, random[name]), name
+
+
+@pytest.mark.parametrize("layout", ["coembed", "open_clip"])
+def test_a_tower_that_the_model_lacks_is_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    trained, spec = load_model(folder)
+    if layout == "open_clip":
+        export_open_clip(trained, spec, tmp_path)
+    architecture = {**tiny_architecture(audio=True), "embed_dim": spec.embed_dim}
+    del architecture["vision_cfg"]
+    model, _ = _build(architecture, folder if layout == "coembed" else tmp_path)
+    assert model.modalities == ("audio", "text")
+    text = trained.towers["text"].state_dict()
+    for name, value in model.towers["text"].state_dict().items():
+        assert torch.equal(value, text[name]), name
+    notes = capsys.readouterr().err
+    assert "the image tower of" in notes and "is left out: the model has none" in notes
+
+
+def test_half_a_tower_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A random start is for towers of which the checkpoint holds nothing at all."""
+    spec = load_model(folder)[1]
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    state = load_file(path)
+    texts = sorted(name for name in state if name.startswith("towers.text."))
+    save_file({name: state[name] for name in state if name not in texts[1:]}, path)
+    with pytest.raises(ModelError, match=rf"{len(texts) - 1} missing"):
+        _build(dict(spec.architecture), tmp_path / "copy")
+
+
+def test_a_checkpoint_of_nothing_known_is_refused(architecture: Change, tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"missing .*1 unknown \(encoder.weight\)"):
+        _build(architecture, tmp_path / "other.safetensors")
+
+
+def test_the_champion_as_fetch_leaves_it(folder: Path, tmp_path: Path) -> None:
+    """`coembed fetch` puts a model directory under runs/models, named after its fingerprint."""
+    spec = load_model(folder)[1]
+    place = "runs/models/0f3a9c02"
+    shutil.copytree(folder, tmp_path / place)
+    settings = ModelSettings(architecture=dict(spec.architecture), pretrained=place)
+    model, _ = build_model(settings, seed=1, root=tmp_path)
+    _assert_same_towers(load_model(folder)[0], model)
+    shutil.rmtree(tmp_path / place)
+    with pytest.raises(ModelError, match=f"no file or folder {place}") as caught:
+        build_model(settings, seed=1, root=tmp_path)
+    assert "`coembed fetch`" in (caught.value.hint or "")
 
 
 def test_settings_come_before_the_checkpoints_scale(folder: Path) -> None:
@@ -179,6 +247,13 @@ def test_a_tag_needs_a_named_architecture(architecture: Change) -> None:
         _build(architecture, "laion2b_s34b_b79k")
 
 
+def test_a_model_based_on_a_named_one_has_its_tags(tmp_path: Path) -> None:
+    architecture = {"base": "ViT-B-32", "audio_cfg": tiny_architecture(audio=True)["audio_cfg"]}
+    settings = ModelSettings(architecture=architecture, pretrained="laion9b")
+    with pytest.raises(ModelError, match=r"ViT-B-32 has no such tag; it has .*laion2b_s34b_b79k"):
+        build_model(settings, seed=0, root=tmp_path)
+
+
 def test_a_tag_of_the_other_activation_is_refused() -> None:
     assert open_clip.get_pretrained_cfg("ViT-B-32", "openai")["quick_gelu"]
     with pytest.raises(ModelError, match="trained with QuickGELU") as caught:
@@ -197,6 +272,27 @@ def test_a_tag_that_cannot_be_downloaded_says_what_to_do(
     with pytest.raises(ModelError, match="not in the cache and cannot be downloaded") as caught:
         build_model(settings, seed=0, root=tmp_path)
     assert "offline" in str(caught.value)
+
+
+def test_export_leaves_the_audio_tower_out(tmp_path: Path) -> None:
+    architecture = tiny_architecture(audio=True)
+    model, spec = build_model(ModelSettings(architecture=architecture), seed=0)
+    assert export_open_clip(model, spec, tmp_path) == ("audio",)
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    tokens = spec.loader("text").load(["a red shoe"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.eval().embed("text", tokens), theirs.encode_text(tokens, normalize=True)
+        )
+
+
+def test_export_of_sounds_and_texts_is_refused(tmp_path: Path) -> None:
+    architecture = tiny_architecture(audio=True)
+    del architecture["vision_cfg"]
+    model, spec = build_model(ModelSettings(architecture=architecture), seed=0)
+    with pytest.raises(ModelError, match="holds an image and a text tower; this model has") as e:
+        export_open_clip(model, spec, tmp_path)
+    assert "--format onnx" in (e.value.hint or "")
 
 
 def test_export_refuses_what_open_clip_cannot_hold(architecture: Change, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from open_clip import list_models
 from pydantic import ValidationError
 
 from coembed.errors import ModelError
-from coembed.models.architecture import architecture_names, read_architecture
+from coembed.models.architecture import architecture_names, open_clip_name, read_architecture
 from coembed.models.settings import ModelSettings
 
 Change = dict[str, Any]
@@ -127,11 +127,113 @@ def test_impossible_architectures_are_refused(
         ModelSettings(architecture=architecture)
 
 
-@pytest.mark.parametrize("key", ["embed_dim", "vision_cfg", "text_cfg"])
-def test_an_incomplete_architecture_is_refused(architecture: Change, key: str) -> None:
-    del architecture[key]
-    with pytest.raises(ValidationError, match=f"lacks {key}"):
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["embed_dim"], "architecture lacks embed_dim"),
+        (["vision_cfg"], "architecture has text_cfg; expected two or more of vision_cfg, text_cfg"),
+        (["text_cfg"], "architecture has vision_cfg; expected two or more"),
+        (["vision_cfg", "text_cfg"], "architecture has no tower; expected two or more"),
+    ],
+)
+def test_an_incomplete_architecture_is_refused(
+    architecture: Change, keys: list[str], message: str
+) -> None:
+    for key in keys:
+        del architecture[key]
+    with pytest.raises(ValidationError, match=message):
         ModelSettings(architecture=architecture)
+
+
+AUDIO = {"timm_model_name": "test_resnet", "clip_s": 1.0, "sample_rate_hz": 8000, "num_mels": 32}
+
+
+@pytest.mark.parametrize("left_out", [None, "vision_cfg", "text_cfg"])
+def test_any_two_towers_or_all_three_are_an_architecture(
+    architecture: Change, left_out: str | None
+) -> None:
+    architecture["audio_cfg"] = AUDIO
+    architecture.pop(left_out, None)
+    assert ModelSettings(architecture=architecture).architecture == architecture
+    assert set(read_architecture(architecture)) == set(architecture)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (3, "audio_cfg of architecture is 3, expected a mapping"),
+        ({}, "audio_cfg of architecture names no timm_model_name"),
+        ({**AUDIO, "num_mel": 3}, "audio_cfg of architecture has unknown keys: num_mel"),
+        ({**AUDIO, "clip_s": -1.0}, "clip_s in audio_cfg of architecture is -1.0"),
+        ({**AUDIO, "f_max_hz": 9000.0}, "audio_cfg of architecture: f_max_hz is 9000, above half"),
+    ],
+)
+def test_impossible_audio_sections_are_refused(
+    architecture: Change, section: Any, message: str
+) -> None:
+    architecture["audio_cfg"] = section
+    with pytest.raises(ValidationError, match=message):
+        ModelSettings(architecture=architecture)
+
+
+def test_a_base_lends_its_sections(tmp_path: Path) -> None:
+    value = {
+        "base": "ViT-B/32",
+        "embed_dim": 256,
+        "vision_cfg": {"image_size": 64, "patch_size": 16},
+        "audio_cfg": AUDIO,
+    }
+    ModelSettings(architecture=value)
+    found = read_architecture(value)
+    named = read_architecture("ViT-B-32")
+    assert found["embed_dim"] == 256 and "base" not in found
+    assert found["vision_cfg"] == {**named["vision_cfg"], "image_size": 64, "patch_size": 16}
+    assert found["text_cfg"] == named["text_cfg"]
+    assert found["audio_cfg"].items() >= AUDIO.items()
+    assert value["vision_cfg"] == {"image_size": 64, "patch_size": 16}  # left as it was
+    (tmp_path / "based.json").write_text(json.dumps(value))
+    assert read_architecture("based.json", root=tmp_path) == found
+
+
+def test_the_defaults_of_the_audio_section_are_written_out() -> None:
+    found = read_architecture({"base": "ViT-B-32", "audio_cfg": AUDIO})["audio_cfg"]
+    assert found["hop_s"] == 0.010 and found["max_windows"] == 6 and found["f_max_hz"] is None
+    assert read_architecture({"base": "ViT-B-32", "audio_cfg": found})["audio_cfg"] == found
+
+
+def test_a_section_of_the_base_can_be_left_out() -> None:
+    found = read_architecture({"base": "ViT-B-32", "vision_cfg": None, "audio_cfg": AUDIO})
+    assert set(found) == {"embed_dim", "text_cfg", "audio_cfg"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"base": "ViT-B32"}, "unknown architecture 'ViT-B32'; nearest: .*ViT-B-32"),
+        ({"base": 3}, "base of architecture is 3, expected the name of an open_clip model"),
+        ({"base": "tiny.json"}, "base of architecture is 'tiny.json'"),
+        ({"base": "ViT-B-32", "text_cfg": None}, "architecture has vision_cfg; expected two"),
+        ({"base": "ViT-B-32", "text_cfg": {"heads": 5}}, "heads 5 .* does not divide width 512"),
+        ({"base": "ViT-B-32", "vision_cfg": 4}, "vision_cfg of architecture is 4"),
+        ({"base": "coca_ViT-B-32"}, "CoCa"),
+    ],
+)
+def test_impossible_bases_are_refused(value: Change, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ModelSettings(architecture=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("ViT-B/32", "ViT-B-32"),
+        ({"base": "ViT-B/32", "audio_cfg": AUDIO}, "ViT-B-32"),
+        ("tiny.json", None),
+        ({"embed_dim": 8}, None),
+    ],
+)
+def test_whose_tags_fit(value: str | Change, name: str | None) -> None:
+    assert open_clip_name(value) == name
 
 
 def test_an_exponentiated_scale_is_refused_with_its_log() -> None:

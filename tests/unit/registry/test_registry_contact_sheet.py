@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluated_pairs import sounds
 from PIL import Image
 
-from coembed.stages.contact_sheet import draw_sheet, read_media
+from coembed.stages.contact_sheet import Cell, draw_cells, draw_sheet, read_media
 from coembed.types import Hit
 
 
@@ -41,6 +42,24 @@ def test_pictures_fill_their_frames_and_keep_their_shape(tmp_path: Path) -> None
     draw_sheet([hit(1, "media/red.png"), hit(2, "media/blue.png")], title="q", pool=pool, out=out)
     assert pixels(out, (255, 0, 0)) == 224 * 112
     assert pixels(out, (0, 0, 255)) == 112 * 224
+
+
+def test_sounds_are_drawn_whoever_says_that_they_are_sounds(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    media = sounds(1, seed=1)[0].media
+    for name in ("bleep.wav", "bleep.bin"):
+        (pool / "media" / name).write_bytes(media)
+    sheets = []
+    for name, modality in (("bleep.wav", None), ("bleep.bin", "audio"), ("bleep.wav", "audio")):
+        sheets.append(tmp_path / f"{len(sheets)}.png")
+        cell = Cell(f"media/{name}", "1", "0.5", "a bleep", modality)
+        draw_cells([cell], title="q", count="1 hit", pool=pool, out=sheets[-1])
+    assert len({sheet.read_bytes() for sheet in sheets}) == 1
+    assert pixels(sheets[0], (0, 0, 4)) > 100  # the spectrogram's darkest colour
+    gone = tmp_path / "gone.png"
+    cell = Cell("media/none.wav", "1", "0.5", "a bleep", "audio")
+    draw_cells([cell], title="q", count="1 hit", pool=pool, out=gone)
+    assert pixels(gone, (0, 0, 4)) == 0
 
 
 def test_the_same_hits_give_the_same_bytes(tmp_path: Path) -> None:

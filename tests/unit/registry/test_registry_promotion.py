@@ -47,7 +47,11 @@ def served(world: World) -> tuple[str | None, dict[str, int]]:
     return alias, open_registry(world.services, world.cfg.register_).aliases()
 
 
-def find(world: World, query: str | Path = "a red disc", **changes: Any) -> search.SearchResult:
+def find(
+    world: World, query: str | Path | search.MediaQuery = "a red disc", **changes: Any
+) -> search.SearchResult:
+    if isinstance(query, Path):
+        query = search.MediaQuery("image", query)
     arguments: dict[str, Any] = {
         "services": world.services, "pool": world.path("data"),
         "models": world.path("runs") / "models", "query": query,
@@ -336,8 +340,17 @@ def test_searches_that_cannot_be_are_one_clear_error(world: World, tmp_path: Pat
         ("x", {"filters": ["color=red"]}, "no column 'color'; this collection has colour"),
         (tmp_path / "none.jpg", {}, "none.jpg cannot be read: No such file"),
         (tmp_path, {}, "cannot be read: Is a directory"),
-        (text, {}, "notes.txt cannot be searched with"),
+        (text, {}, "the picture .*notes.txt cannot be searched with: not "),
+        (search.MediaQuery("audio", tmp_path / "none.wav"), {}, "the sound .*none.wav cannot be"),
+        (
+            search.MediaQuery("audio", text),
+            {},
+            r"version 1 of 'shop', encodes image and text: it cannot search with a sound"
+            r"(.|\n)*search with --image FILE or words",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             find(world, query, **changes)
     assert find(world, "x", filters=["colour=purple"]).hits == ()
+    assert find(world, "x", modality="audio").hits == ()
+    assert find(world, "x", modality="image").hits == find(world, "x").hits

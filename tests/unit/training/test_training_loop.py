@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from training_runs import Run, same_weights, settings_of
 from coembed.errors import ConfigError, DataError
 from coembed.modalities.image import normalise
 from coembed.models.joint import JointModel
-from coembed.training.data import Batch, Batches
-from coembed.training.optim import learning_rate, split_parameters
+from coembed.training.data import Batches, MicroBatch, Plan
+from coembed.training.optim import learning_rate
 
 
 def test_agrees_with_a_plain_loop(run: Run) -> None:
@@ -22,24 +23,29 @@ def test_agrees_with_a_plain_loop(run: Run) -> None:
     trained_model, trained = run.go()
     settings = run.settings
     model, spec = run.model()
-    batches = Batches(run.split(spec), settings, px=spec.image.px, seed=run.seed)
-    decay, spared = split_parameters(model)
+    batches = run.batches(spec)
+    spared = model.no_weight_decay()
+    named = dict(model.named_parameters())
     optimiser = torch.optim.AdamW(
         [
-            {"params": list(decay.values()), "weight_decay": settings.weight_decay},
-            {"params": list(spared.values()), "weight_decay": 0.0},
+            {
+                "params": [p for name, p in named.items() if name not in spared],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for name, p in named.items() if name in spared], "weight_decay": 0.0},
         ],
         lr=1.0, betas=settings.betas, eps=settings.eps, fused=False, foreach=False,
     )  # fmt: skip
     model.train()
     losses = []
     for step in range(4):
-        batch = batches.make(step)
-        za = model.embed("image", normalise(batch.images, spec.image.mean, spec.image.std))
-        zb = model.embed("text", batch.tokens)
+        plan = batches.plan(step)
+        batch = batches.micro_batch(plan, 0, 8)
+        za = model.embed("image", normalise(batch.media, spec.image.mean, spec.image.std))
+        zb = model.embed("text", batch.texts)
         logits = model.logit_scale.exp() * za @ zb.T
-        if batch.positives is not None:
-            logits = logits.masked_fill(batch.positives & ~torch.eye(8, dtype=torch.bool), -1e30)
+        if plan.positives is not None:
+            logits = logits.index_put(tuple(plan.positives.T), torch.tensor(-1e30))
         diagonal = torch.arange(8)
         loss = torch.nn.functional.cross_entropy(logits, diagonal) / 2
         loss = loss + torch.nn.functional.cross_entropy(logits.T, diagonal) / 2
@@ -93,7 +99,7 @@ def spoil(step: int, what: str):
     """Make the loss or the gradient of `step` infinite."""
 
     def change(model: JointModel, batches: Batches) -> None:
-        make = batches.make
+        make = batches.micro_batch
 
         def hook(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
             if what == "loss":
@@ -101,13 +107,14 @@ def spoil(step: int, what: str):
             # Forward this adds nothing; backward the slope of the root at zero is infinite.
             return output + (output * 0).sqrt()
 
-        def spoiled(number: int) -> Batch:
+        def spoiled(number: int) -> MicroBatch:
             if number == step:
                 model.towers["text"].register_forward_hook(hook)
-            return make(number)
+            return make(batches.plan(number), 0, 8)
 
-        batches.make = spoiled  # type: ignore[method-assign]
-        batches.ahead = lambda start: (spoiled(i) for i in range(start, batches.num_steps))  # type: ignore
+        batches.ahead = lambda start, **_: (  # type: ignore[method-assign,assignment,misc]
+            spoiled(i) for i in range(start, batches.num_steps)
+        )
 
     return change
 
@@ -123,13 +130,16 @@ def test_stops_before_a_step_that_is_not_finite(run: Run, what: str, tmp_path: P
     with pytest.raises(DataError, match=rf"the {what} of step 3 is (nan|inf)") as caught:
         run.go(change=change)
     _, spec = run.model()
-    batch = Batches(run.split(spec), run.settings, px=32, seed=run.seed).make(2)
-    assert run.split(spec).item_ids[batch.rows[0]] in str(caught.value)
+    batches = run.batches(spec)
+    ids = batches.streams["image"].items.item_ids(batches.plan(2).rows)
+    assert ids[0] in str(caught.value)
+    report = json.loads((run.folder / "run/non-finite-step-3.json").read_text())
+    assert report["item_ids"] == ids
     assert "lower train.lr" in str(caught.value)
     short = Run(run.pairs, tmp_path / "short", run.settings)
 
     def two_steps(_: JointModel, batches: Batches) -> None:
-        batches.ahead = lambda start: (batches.make(i) for i in range(start, 2))  # type: ignore
+        batches.num_steps = 2
 
     # The weights are those after two steps, running statistics of norms aside.
     after_two, _ = short.go(change=two_steps)
@@ -147,16 +157,13 @@ def test_scale_stays_below_its_limit(run: Run) -> None:
 
 def test_warns_when_nothing_is_learnt(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def blind(_: JointModel, batches: Batches) -> None:
-        make = batches.make
+        make = batches.micro_batch
 
-        def shuffled(number: int) -> Batch:
-            batch = make(number)
-            return Batch(
-                batch.step, batch.epoch, torch.full_like(batch.images, 128), batch.tokens,
-                batch.positives, batch.rows,
-            )  # fmt: skip
+        def grey(plan: Plan, first: int, last: int) -> MicroBatch:
+            batch = make(plan, first, last)
+            return replace(batch, media=torch.full_like(batch.media, 128))
 
-        batches.make = shuffled  # type: ignore[method-assign]
+        batches.micro_batch = grey  # type: ignore[method-assign]
 
     run.with_settings(steps=20, warmup=2, log_every=4).go(change=blind)
     said = capsys.readouterr().err
@@ -196,9 +203,17 @@ def test_dropout_follows_from_seed_and_step(run: Run, tmp_path: Path) -> None:
 
     def stops(model: JointModel, batches: Batches) -> None:
         with_dropout(model, batches)
-        batches.ahead = lambda start: (batches.make(i) for i in range(start, 4))  # type: ignore
+        make = batches.micro_batch
 
-    half.go(change=stops)
+        def cut(plan: Plan, first: int, last: int) -> MicroBatch:
+            if plan.step == 4:
+                raise InterruptedError
+            return make(plan, first, last)
+
+        batches.micro_batch = cut  # type: ignore[method-assign]
+
+    with pytest.raises(InterruptedError):
+        half.go(change=stops)
     two, trained = half.go(change=with_dropout)
     without, _ = Run(run.pairs, tmp_path / "without", run.settings).go()
     assert trained.resumed_from == 4

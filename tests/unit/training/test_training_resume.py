@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from training_runs import Run, same_weights, settings_of
 
 from coembed.models.joint import JointModel
-from coembed.training.data import Batch, Batches
+from coembed.training.data import Batches, MicroBatch, Plan
+from coembed.training.distributed import World
 from coembed.training.optim import build_optimiser
 from coembed.training.resume import Checkpoints, State
 
@@ -18,18 +19,18 @@ class CutError(Exception):
     """Stands for the end of a process at a step."""
 
 
-def cut_at(step: int):
-    """Something for `Run.go` that ends it when it asks for the batch of `step`."""
+def cut_at(step: int, part: int = 0):
+    """Something for `Run.go` that ends it when it asks for the pairs of `step` from `part` on."""
 
     def change(_: JointModel, batches: Batches) -> None:
-        make = batches.make
+        make = batches.micro_batch
 
-        def cut(number: int) -> Batch:
-            if number == step:
+        def cut(plan: Plan, first: int, last: int) -> MicroBatch:
+            if plan.step == step and first == part:
                 raise CutError
-            return make(number)
+            return make(plan, first, last)
 
-        batches.make = cut  # type: ignore[method-assign]
+        batches.micro_batch = cut  # type: ignore[method-assign]
 
     return change
 
@@ -142,17 +143,17 @@ def test_old_checkpoints_and_leftovers_go(run: Run) -> None:
 
 def test_state_and_moments_survive_the_round_trip(run: Run, tmp_path: Path) -> None:
     model, _ = run.model()
-    optimiser = build_optimiser(model, run.settings)
+    optimiser = build_optimiser(model, run.settings, num_steps=6)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     model.logit_scale.grad = None  # one that has had no gradient has no moments
     optimiser.step()
     state = State(3, [{"step": 3, "loss": 0.1 + 0.2, "x": None}], [1 / 3])
-    Checkpoints(tmp_path, keep=1).save(state, model, optimiser)
+    Checkpoints(tmp_path, keep=1, world=World()).save(state, model, optimiser, None)
     other, _ = Run(run.pairs, run.folder, run.settings, seed=99).model()
     other = other.to(memory_format=torch.channels_last)
-    their = build_optimiser(other, run.settings)
-    assert Checkpoints(tmp_path, keep=1).load(other, their) == state
+    their = build_optimiser(other, run.settings, num_steps=6)
+    assert Checkpoints(tmp_path, keep=1, world=World()).load(other, their, None) == state
     assert same_weights(model, other)
     for mine, yours in zip(model.parameters(), other.parameters(), strict=True):
         assert optimiser.state[mine].keys() == their.state[yours].keys()

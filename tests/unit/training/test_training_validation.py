@@ -33,13 +33,15 @@ def test_a_collapsed_model_finds_nothing(run: Run) -> None:
         for parameter in model.parameters():
             parameter.zero_()
     model.train()
-    split = run.split(spec, "val")
-    assert recall_at(1, model, spec, split, device=torch.device("cpu"), precision="fp32") == 0.0
+    (stream,) = run.streams(spec, "val")
+    assert recall_at(1, model, spec, stream, device=torch.device("cpu"), precision="fp32") == 0.0
     assert model.training
 
 
 def test_recall_of_everything_is_one(run: Run) -> None:
     model, spec = run.model()
-    split = run.split(spec, "val")
-    recall = recall_at(len(split), model, spec, split, device=torch.device("cpu"), precision="bf16")
+    (stream,) = run.streams(spec, "val")
+    recall = recall_at(
+        len(stream.items), model, spec, stream, device=torch.device("cpu"), precision="bf16"
+    )
     assert recall == 1.0

@@ -57,6 +57,15 @@ class Item:
     damage: Damage = ""
     number: int = -1
 
+    @property
+    def path(self) -> str:
+        """Known once the items are numbered."""
+        return f"media/{self.number // 100:02d}/{self.number:06d}.jpg"
+
+    def media(self) -> bytes:
+        """The bytes of the file."""
+        return media(self.photo, self.damage)
+
 
 @dataclass(slots=True)
 class Row:

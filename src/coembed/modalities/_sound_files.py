@@ -10,9 +10,24 @@ import struct
 import zlib
 from typing import Literal
 
-from coembed.curation.media.undecodable import Undecodable
-
 SoundFormat = Literal["WAV", "RF64", "AIFF", "FLAC", "OGG", "MP3"]
+SoundFault = Literal["unreadable", "truncated", "too_many_seconds"]
+
+
+class BrokenSound(Exception):  # noqa: N818 - a finding, not a fault of the program
+    """A sound that cannot be decoded, or must not be: `fault` in a word, and what was found.
+
+    `fault` is None where only the words of a decoder tell.
+    """
+
+    def __init__(self, fault: SoundFault | None, detail: str) -> None:
+        super().__init__(fault, detail)
+        self.fault = fault
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
 
 # A writer that did not know the length yet (a pipe) leaves one of these, or nearly.
 _UNKNOWN_FROM = 0x7FFFF000
@@ -45,7 +60,7 @@ def sniff_sound(data: bytes) -> SoundFormat | None:
 
 
 def check_whole(kind: SoundFormat, data: bytes) -> None:
-    """Raise Undecodable where the container shows that `data` is cut short or damaged."""
+    """Raise BrokenSound where the container shows that `data` is cut short or damaged."""
     if kind in ("WAV", "RF64"):
         _check_riff(data)
     elif kind == "AIFF":
@@ -75,12 +90,12 @@ def _check_chunks(data: bytes, order: str, wanted: bytes, long_size: int | None)
             if size >= _UNKNOWN_FROM:
                 size = long_size if long_size is not None else there
             if size > there:
-                raise Undecodable(
+                raise BrokenSound(
                     "truncated", f"{there:,} of the {size:,} bytes of samples are there"
                 )
             return
         at += 8 + size + (size & 1)
-    raise Undecodable("truncated", f"the file ends before its {wanted.decode()!r} chunk")
+    raise BrokenSound("truncated", f"the file ends before its {wanted.decode()!r} chunk")
 
 
 def _check_ogg(data: bytes) -> None:
@@ -92,19 +107,19 @@ def _check_ogg(data: bytes) -> None:
         if data[at : at + 4] != b"OggS":
             if at + 4 > size or not data[at:].strip(b"\0"):
                 break
-            raise Undecodable("unreadable", f"no Ogg page at byte {at:,}")
+            raise BrokenSound("unreadable", f"no Ogg page at byte {at:,}")
         num_segments = data[at + 26] if at + 27 <= size else 0
         start = at + 27 + num_segments
         end = start + sum(data[at + 27 : start]) if start <= size else size + 1
         if end > size:
-            raise Undecodable("truncated", f"the Ogg page at byte {at:,} is cut short")
+            raise BrokenSound("truncated", f"the Ogg page at byte {at:,} is cut short")
         stored = int.from_bytes(data[at + 22 : at + 26], "little")
         if _ogg_checksum(data[at : at + 22] + bytes(4) + data[at + 26 : end]) != stored:
-            raise Undecodable("unreadable", f"checksum of the Ogg page at byte {at:,}")
+            raise BrokenSound("unreadable", f"checksum of the Ogg page at byte {at:,}")
         stream = data[at + 14 : at + 18]
         number = int.from_bytes(data[at + 18 : at + 22], "little")
         if number != next_number.get(stream, number):
-            raise Undecodable("unreadable", f"an Ogg page is missing before byte {at:,}")
+            raise BrokenSound("unreadable", f"an Ogg page is missing before byte {at:,}")
         next_number[stream] = number + 1
         if data[at + 5] & 4:
             open_streams.discard(stream)
@@ -112,7 +127,7 @@ def _check_ogg(data: bytes) -> None:
             open_streams.add(stream)
         at = end
     if open_streams:
-        raise Undecodable("truncated", "the Ogg stream has no last page")
+        raise BrokenSound("truncated", "the Ogg stream has no last page")
 
 
 def _ogg_checksum(page: bytes) -> int:
@@ -138,14 +153,14 @@ def _check_mp3(data: bytes) -> None:
                 break
             if size - at < 4 or not data[at:].strip(b"\0"):
                 break
-            raise Undecodable("unreadable", f"no MPEG frame at byte {at:,}")
+            raise BrokenSound("unreadable", f"no MPEG frame at byte {at:,}")
         at += length
         whole += at <= size
     if whole < expected:
-        raise Undecodable("truncated", f"{whole:,} of {expected:,} MPEG frames are there")
+        raise BrokenSound("truncated", f"{whole:,} of {expected:,} MPEG frames are there")
     # Without the tag, a last frame that is cut short is how recorded streams end.
     if not whole:
-        raise Undecodable("unreadable", "no MPEG frame")
+        raise BrokenSound("unreadable", "no MPEG frame")
 
 
 def _tagged_frames(data: bytes, at: int) -> int:

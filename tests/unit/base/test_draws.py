@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from coembed.training import draws
+from coembed import draws
 
 IDS = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(4000)]
 KEYS = draws.sample_keys(IDS)
