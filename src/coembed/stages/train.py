@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +48,9 @@ from coembed.training.validation import headline, validate
 from coembed.types import plural
 
 _RECALL_AT = 10
-_ROOMS = ("draws", "losses", "modalities", "models", "training")
+_ROOMS = ("draws", "losses", "modalities", "models", "training", "stages/train", "pairs/shards")
+# What decides about pixels, samples, tokens and arithmetic, besides our own code.
+_LIBRARIES = ("torch", "timm", "open_clip_torch", "simplejpeg", "pillow", "soundfile", "soxr")
 
 
 def run(
@@ -98,8 +101,14 @@ def _run(
         teacher = open_teacher(name, root=root, device=str(device))
         identity["teacher"] = teacher.fingerprint
     model, spec = build_model(cfg.model, seed=cfg.seed, root=root)
-    # A pretrained checkpoint is named by its path, so the weights themselves are part of the key.
-    key = {**identity, "device": device.type, "start": weights_hash(model.state_dict())}
+    # Architectures, tokenizers and checkpoints may be named by a path: what they hold counts.
+    identity["model"] = sha256_json(_description(spec))
+    key = {
+        **identity, "device": device.type, "start": weights_hash(model.state_dict()),
+        "libraries": _versions(),
+    }  # fmt: skip
+    loss.check_logit_bias(model.logit_bias)
+    _check_val(cfg, pairs)
     _require_alike(key, world)
     run_folder = runs / "train" / sha256_json(key)[:16]
     with (
@@ -111,6 +120,9 @@ def _run(
         opened = _Opener(
             cfg, pairs, cache, identity, model, spec, device, precision, teacher, num_neighbours
         ).open()
+        # Frozen encoders took it along; the trainer brings what it needs to the device.
+        model.to("cpu")
+        del teacher
         batches = Batches(
             opened.train, settings, seed=cfg.seed, num_processes=world.size,
             pin=device.type == "cuda",
@@ -123,7 +135,9 @@ def _run(
             headline=headline(_RECALL_AT), world=world,
         )  # fmt: skip
         merge_lora(model)
-        receipt = _receipt(identity, batches, trained, settings.batch_size)
+        receipt = _receipt(
+            identity, batches, trained, batch_size=settings.batch_size, num_processes=world.size
+        )
         if world.is_main:
             with atomic_folder(out) as folder:
                 save_model(folder, model, spec, identity)
@@ -154,9 +168,34 @@ def _lock(run_folder: Path, world: World) -> Iterator[None]:
         yield
 
 
+def _versions() -> dict[str, str | None]:
+    """Versions of the libraries that decide; one that is not installed is not used either."""
+    installed = {found.name.lower().replace("-", "_"): found.version for found in distributions()}
+    return {name: installed.get(name) for name in _LIBRARIES}
+
+
+def _description(spec: ModelSpec) -> dict[str, Any]:
+    """What the model is made of, the vocabularies of its tokenizers included."""
+    loaders = {name: dict(spec.loader(name).identity()) for name in spec.inputs}
+    return {"spec": spec.to_json(), "loaders": loaders}
+
+
+def _check_val(cfg: Config, pairs: Path) -> None:
+    """Refuse to go by a val split that is not there."""
+    settings = cfg.train
+    wanting = "early_stopping" if settings.early_stopping is not None else None
+    wanting = "save_weights: best" if settings.save_weights == "best" else wanting
+    if wanting and not num_samples(pairs, "val"):
+        raise ConfigError(
+            f"train has {wanting}, but the val split holds no items",
+            hint="give it a larger share in curate.split, or leave that setting out",
+        )
+
+
 def _deciding(cfg: Config) -> dict[str, Any]:
-    """The settings that decide about the weights; how often state is saved, where decoded items
-    come from and how many processes share the work do not."""
+    """The settings that decide about the weights; how often state is saved and where decoded items
+    come from do not. Nor does, so that another number may take a run up, how many processes share
+    the work, though sums are then rounded otherwise and batch norms see other shares."""
     apart = {"checkpoint", "cache", "distributed"}
     return {
         "seed": cfg.seed,
@@ -204,6 +243,13 @@ class _Opener:
             )  # fmt: skip
             streams.append(stream)
             words.append(f"{plural(modality)} {said}")
+        wanted = settings.hard_negatives
+        if wanted and not any((stream.items.negatives >= 0).any() for stream in streams):
+            raise DataError(
+                f"train.hard_negatives names the column {wanted!r}, in which no item of the train "
+                "split has a text",
+                hint="name a column of the pool that holds captions that do not describe the item",
+            )
         val = []
         if settings.validate_every_epochs is not None and num_samples(self.pairs, "val"):
             source = self._source("val", settings.max_val_items)
@@ -217,17 +263,21 @@ class _Opener:
         return _Opened(tuple(streams), tuple(val), tuple(words))
 
     def _source(self, split: Any, limit: int | None) -> Source:
-        content = {"pairs": self.identity["pairs"], "code": code_hash("modalities", "training")}
+        content = {
+            "pairs": self.identity["pairs"],
+            "code": code_hash("draws", "modalities", "training", "pairs/shards"),
+            "libraries": _versions(),
+        }
         return Source(self.pairs, split, self.spec, self.cache, content, limit)
 
     def _passes(self) -> float:
         """How often an item is seen, roughly: what `auto` needs to know."""
         settings = self.cfg.train
-        if settings.epochs is not None:
-            return settings.epochs
-        num = num_samples(self.pairs, "train")
-        passes = (settings.steps or 0) * settings.batch_size / max(1, num)
-        return passes * (2 if settings.micro_batch_size else 1)
+        passes = float(settings.epochs or 0)
+        if settings.steps is not None:
+            num = num_samples(self.pairs, "train")
+            passes = settings.steps * settings.batch_size / max(1, num)
+        return passes * (2 if settings.micro_batch_size else 1)  # gradient caching sees it twice
 
     def _frozen(self) -> dict[str, Encoder]:
         """Encoders of the towers that stay as they are to the end."""
@@ -258,7 +308,12 @@ def _validator(
 
 
 def _receipt(
-    identity: Mapping[str, Any], batches: Batches, trained: Trained, batch_size: int
+    identity: Mapping[str, Any],
+    batches: Batches,
+    trained: Trained,
+    *,
+    batch_size: int,
+    num_processes: int,
 ) -> dict[str, Any]:
     num_items = batches.num_items
     return {
@@ -268,6 +323,7 @@ def _receipt(
         "num_steps": trained.num_steps,
         "num_pairs": batches.num_pairs(0, trained.num_steps),
         "batch_size": batch_size,
+        "num_processes": num_processes,
         "best_step": trained.best.step if trained.best else None,
         "last": trained.history[-1],
     }

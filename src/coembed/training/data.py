@@ -192,10 +192,11 @@ class Batches:
         return [(at, min(at + each, start + mine)) for at in range(start, start + mine, each)]
 
     def _order(self, modality: Modality, epoch: int) -> Rows:
-        if modality not in self._orders or self._orders[modality][0] != epoch:
-            order = draws.order(self._seed, epoch, self._keys[modality])
-            self._orders[modality] = (epoch, order)
-        return self._orders[modality][1]
+        known = self._orders.get(modality)  # two threads come here: the loop's and the maker's
+        if known is None or known[0] != epoch:
+            known = epoch, draws.order(self._seed, epoch, self._keys[modality])
+            self._orders[modality] = known
+        return known[1]
 
     def _to_tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

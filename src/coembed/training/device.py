@@ -56,12 +56,25 @@ def prepare_model(
         for tower in model.towers.values():
             if _wants_channels_last(tower, settings):
                 tower.to(memory_format=torch.channels_last)
+    if settings.activation_checkpointing:
+        _check_recomputable(model)
     model.set_grad_checkpointing(settings.activation_checkpointing)
     model.train()
     if settings.compile:
         for tower in model.towers.values():
             tower.compile()  # in place: the names of its parameters stay
     return settings.compile
+
+
+def _check_recomputable(model: JointModel) -> None:
+    for modality, tower in model.towers.items():
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if any(isinstance(module, norms) for module in tower.modules()):
+            raise ConfigError(
+                f"train.activation_checkpointing is on, but the {modality} tower has batch norms: "
+                "recomputing would move their running statistics twice a step",
+                hint="use micro_batch_size to save memory, or towers with layer norms",
+            )
 
 
 def _wants_channels_last(tower: nn.Module, settings: TrainSettings) -> bool:

@@ -74,10 +74,18 @@ def write_items(
     """Write the items of `samples`, which are all of one modality, into the existing `folder`.
 
     `hard_negatives` names the attribute that holds an item's hard negative caption.
-    Raises DataError where an item has no caption, or no item has that attribute.
+    Raises DataError where an item has no caption.
     """
     captions: dict[str, int] = {}
-    num_items = num_negatives = 0
+    num_items = 0
+    new: list[str] = []  # captions that are not tokenised yet
+
+    def number(caption: str) -> int:
+        if caption not in captions:
+            captions[caption] = len(captions)
+            new.append(caption)
+        return captions[caption]
+
     task = tracker(total=None, label=f"tokenise {label}", unit="items")
     with (
         _Column(folder / "item_ids.u8", np.uint8) as digests,
@@ -88,38 +96,30 @@ def write_items(
         _Column(folder / "negatives.i64", np.int64) as negatives,
     ):
         offsets.write([0])
-        num_caption_ids = num_tokenised = 0
+        num_caption_ids = 0
         for chunk in chunks(samples, _CHUNK):
             for sample, place in chunk:
                 if not sample.captions:
                     raise DataError(
                         f"item {sample.path!r} has no caption", hint="run `coembed curate` again"
                     )
-                ids = [captions.setdefault(c, len(captions)) for c in sample.captions]
+                ids = [number(caption) for caption in sample.captions]
                 caption_ids.write(ids)
                 num_caption_ids += len(ids)
                 offsets.write([num_caption_ids])
                 negative = sample.attributes.get(hard_negatives) if hard_negatives else None
                 if isinstance(negative, str) and negative.strip():
-                    negatives.write([captions.setdefault(negative, len(captions))])
-                    num_negatives += 1
+                    negatives.write([number(negative)])
                 else:
                     negatives.write([-1])
                 digests.write(np.frombuffer(bytes.fromhex(sample.item_id), np.uint8))
                 places.write([place.shard, place.offset, place.size])
-            new = list(islice(captions, num_tokenised, None))
             for part in chunks(new, _CHUNK):
                 tokens.write(tokenise(part).numpy())
-            num_tokenised = len(captions)
+            new.clear()
             num_items += len(chunk)
             task.advance(len(chunk))
     task.close()
-    if hard_negatives and num_items and not num_negatives:
-        raise DataError(
-            f"train.hard_negatives names the column {hard_negatives!r}, in which no item of the "
-            "train split has a text",
-            hint="name a column of the pool that holds captions that do not describe the item",
-        )
     write_text(folder / _CAPTIONS, "".join(f"{c.encode().hex()}\n" for c in captions))
 
 

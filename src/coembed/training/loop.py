@@ -189,7 +189,8 @@ def _row(state: State, per_epoch: int, lr: float, outcome: Outcome, model: Joint
         "mismatched_loss": outcome.mismatched_loss,
         "lr": lr,
         "logit_scale": float(model.logit_scale.exp().item()),
-        "grad_norm": outcome.grad_norm,
+        # With fp16 a step may overflow, and is left out.
+        "grad_norm": outcome.grad_norm if math.isfinite(outcome.grad_norm) else None,
         **(outcome.seen or {}),
     }
 
@@ -205,9 +206,11 @@ def _judge(state: State, value: float | int | None, settings: TrainSettings) -> 
     assert value is not None
     stopping = settings.early_stopping
     gain = stopping.min_gain if stopping is not None else 0.0
-    best = state.best_value
-    if best is None or value > best + gain:
+    best, last = state.best_value, state.gained_value
+    # Small gains add up: what counts is the way from the last look that counted.
+    if last is None or value > last + gain:
         state.looks_without_gain = 0
+        state.gained_value = float(value)
     else:
         state.looks_without_gain += 1
         if stopping is not None and state.looks_without_gain >= stopping.patience:

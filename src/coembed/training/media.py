@@ -75,8 +75,7 @@ class FromShards(Media):
     def __init__(
         self, shards: Sequence[Path], items: Items, view: View, *, num_threads: int = 1
     ) -> None:
-        self._files = [os.open(path, os.O_RDONLY) for path in shards]
-        self._names = [path.name for path in shards]
+        self._shards = tuple(shards)
         self._items, self._view = items, view
         self._pool = _Threads(num_threads)
 
@@ -89,17 +88,13 @@ class FromShards(Media):
 
         return self._view.join(list(self._pool.map(see, len(rows))))
 
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", ()):
-            os.close(file)
-
     def _decode(self, row: int) -> NDArray[Any]:
-        shard, offset, size = (int(value) for value in self._items.places[row])
-        media = os.pread(self._files[shard], size, offset)
+        media = read_media(self._shards, self._items, row)
         (item_id,) = self._items.item_ids([row])
         if sha256_bytes(media) != item_id:
+            shard = self._shards[int(self._items.places[row, 0])]
             raise DataError(
-                f"shard {self._names[shard]} changed: the media of {item_id[:12]} are not there",
+                f"shard {shard.name} changed: the media of {item_id[:12]} are not there",
                 hint="do not curate while a training reads the pairs; run the same command again",
             )
         return decode_one(self._view, media, item_id[:12])
@@ -136,6 +131,14 @@ def write_decoded(folder: Path, samples: Iterable[Sample], view: View, *, label:
         os.fsync(file.fileno())
     task.close()
     np.asarray(ends, np.int64).tofile(folder / _ENDS)
+
+
+def read_media(shards: Sequence[Path], items: Items, row: int) -> bytes:
+    """The media of the item at `row`, from their place in the shards."""
+    shard, offset, size = (int(value) for value in items.places[row])
+    # Opened anew each time: a large data set has more shards than a process may hold open.
+    with shards[shard].open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
 
 
 def decode_one(view: View, media: bytes, name: str) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -43,15 +44,16 @@ class State:
     """Where a run stands, besides its tensors.
 
     `step` counts the steps done. `history` are the rows of history.csv so far; `recent` the losses
-    since its last row. `best_value` is the best that validation has seen, `looks_without_gain` how
-    many looks there were since it last gained, `stopped` whether that ended the run. `loss_scale`
-    is fp16's.
+    since its last row. `best_value` is the best that validation has seen, `gained_value` the one
+    that last counted as a gain, `looks_without_gain` how many looks there were since, `stopped`
+    whether that ended the run. `loss_scale` is fp16's.
     """
 
     step: int = 0
     history: list[Row] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     best_value: float | None = None
+    gained_value: float | None = None
     looks_without_gain: int = 0
     stopped: bool = False
     best: Best | None = None
@@ -93,6 +95,8 @@ class Checkpoints:
             except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
                 if self._world.is_main:
                     print(f"passing over the damaged checkpoint {path}: {error}", file=sys.stderr)
+                    with suppress(OSError):  # else it would count among those that are kept
+                        path.rename(path.with_name(f"{path.name}.damaged"))
                 continue
             _restore(tensors, model, optimiser, average)
             return state
@@ -105,8 +109,9 @@ class Checkpoints:
         if self._world.is_main:
             with atomic_path(path) as partial:
                 save_file(tensors, partial)
-        self._world.barrier()
-        return Best(state.step, sha256_file(path))
+        # One process hashes: another machine need not see the file.
+        digest = sha256_file(path) if self._world.is_main else None
+        return Best(state.step, self._world.same(digest))
 
     def load_best(self, best: Best, model: nn.Module) -> None:
         """Give `model` the weights that `save_best` wrote."""

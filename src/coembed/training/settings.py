@@ -97,7 +97,8 @@ class CacheSettings(Settings):
     """Where decoded items come from. None of it changes the result.
 
     mode: `decoded` keeps them in a memory-mapped file under runs/cache, `shards` decodes them anew
-        each time they are needed, out of the shards; `auto` measures and says which it takes.
+        each time they are needed, out of the shards; `auto` keeps what is seen more than once, as
+        far as it fits by the size that it measures, and says what it did and what decoding costs.
     max_gb: the cache's largest size, in 10⁹ bytes; what was used longest ago is removed first.
     num_threads: threads that decode and crop; null takes one where the CPU trains, which needs the
         cores itself, else one a core, at most eight.
@@ -131,8 +132,9 @@ class TrainSettings(Settings):
 
     epochs, steps: the length; exactly one of them is set. An epoch drops its last partial batch.
     batch_size: pairs a step, over all processes; every other pair of the batch is a negative.
-    micro_batch_size: pairs that are in memory at one time, a process; null: the whole batch. The
-        gradient is the whole batch's (gradient caching, Gao et al. 2021, arXiv 2101.06983).
+    micro_batch_size: pairs whose activations are in memory at one time, a process; null: the whole
+        batch. The gradient is the whole batch's (gradient caching, Gao et al. 2021, arXiv
+        2101.06983); batch norms and dropout, which look at what is in memory, see a micro-batch.
     mix: with items of several modalities, modality → share of the steps; null: as many as they have
         items. A step's pairs are of one modality.
     hard_negatives: column of the pool with a caption that does not describe the item; it is a
@@ -154,6 +156,7 @@ class TrainSettings(Settings):
         warm-up, so a run has to be long for it to pay.
     channels_last: memory layout of images and convolutions; null: for towers of convolutions.
     activation_checkpointing: recompute activations in the backward pass: less memory, more time.
+        Not for towers with batch norms.
     log_every: steps between two rows of history.csv.
     validate_every_epochs: epochs between two looks at the val split; null never looks.
     max_val_items: the val split is cut to so many items for that look.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coembed.code import code_hash
 from coembed.errors import DataError, ModelError
 from coembed.files import read_json, sha256_json, write_json
 from coembed.modalities.base import View, make_view
@@ -37,8 +39,8 @@ from coembed.training.media import (
     Embedded,
     FromShards,
     Media,
-    decode_one,
     num_cores,
+    read_media,
     write_decoded,
 )
 from coembed.training.settings import CacheSettings
@@ -168,7 +170,7 @@ class Source:
     ) -> NDArray[np.float32]:  # fmt: skip
         key = self.key(
             form="embeddings", modality=modality, of=items.modality, encoder=encoder.fingerprint,
-            device=encoder.device.type,
+            device=encoder.device.type, models=code_hash("models"),
         )  # fmt: skip
 
         def write(folder: Path) -> None:
@@ -211,10 +213,17 @@ class Source:
 
     def _try_out(self, items: Items, view: View) -> tuple[float, float]:
         """Bytes that an item takes decoded, and seconds that decoding it takes on one core."""
-        first = list(islice(self._samples(items.modality), _TRIED))
+        shards = shard_paths(self.pairs, self.split)
+        rows = range(min(len(items), _TRIED))
+        media = [read_media(shards, items, row) for row in rows]
         began = time.perf_counter()
-        num_bytes = sum(decode_one(view, s.media, repr(s.path)).nbytes for s in first)
-        return num_bytes / len(first), (time.perf_counter() - began) / len(first)
+        num_bytes = num_kept = 0
+        for data in media:
+            with suppress(DataError):  # named, with its path, where the item is wanted
+                num_bytes += view.keep(data).nbytes
+                num_kept += 1
+        each_s = (time.perf_counter() - began) / max(1, num_kept)
+        return num_bytes / max(1, num_kept), each_s
 
 
 def open_stream(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from coembed.errors import ModelError
 from coembed.models.build import build_model
 from coembed.models.checkpoint import weights_hash
@@ -29,6 +31,14 @@ def open_teacher(name: str, *, root: Path, device: str) -> Encoder:
             hint="name a folder that `coembed fetch` or `coembed train` made, or an open_clip "
             "model with a tag of pretrained weights, as in ViT-B-32/laion2b_s34b_b79k",
         )
-    settings = ModelSettings(architecture=architecture, pretrained=tag)
+    try:
+        settings = ModelSettings(architecture=architecture, pretrained=tag)
+    except ValidationError as error:
+        why = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ModelError(
+            f"train.loss.teacher is {name!r}: no model directory is there, and as an open_clip "
+            f"model: {why}",
+            hint="`coembed fetch` leaves the champion under runs/models",
+        ) from None
     model, spec = build_model(settings, seed=0, root=root)
     return Encoder(model, spec, weights_sha256=weights_hash(model.state_dict()), device=device)

@@ -15,6 +15,8 @@ from coembed.training.data import Stream
 from coembed.training.settings import Precision
 
 _ROWS = 256
+_BATCH_BYTES = 1 << 27  # of what goes through a tower at a time: a long sound has many windows
+_QUERIES = 1024
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,8 +69,9 @@ def recall_at(
         device.type, dtype=_DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32"
     )
     with autocast:
-        for start in range(0, len(items), _ROWS):
-            rows = np.arange(start, min(start + _ROWS, len(items)))
+        num_rows = max(1, min(_ROWS, _BATCH_BYTES // media_of.max_item_bytes()))
+        for start in range(0, len(items), num_rows):
+            rows = np.arange(start, min(start + num_rows, len(items)))
             seen = torch.from_numpy(stream.media.fetch(rows, keys[rows], seed=0, epoch=0))
             if stream.media.is_embedded:
                 found.append(seen)
@@ -96,7 +99,13 @@ def _recall(
     k: int,
 ) -> float:
     """Share of queries with a relevant item among the k nearest; `relevant` [queries, items]."""
-    scores = queries.float() @ items.float().T
-    best = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
-    before = ((scores >= best) & ~relevant).sum(dim=1)
-    return (before < k).double().mean().item()
+    num_found = 0
+    for some, asked in zip(
+        torch.split(queries, _QUERIES), torch.split(relevant, _QUERIES), strict=True
+    ):
+        scores = some.float() @ items.float().T
+        best = scores.masked_fill(~asked, -torch.inf).amax(dim=1, keepdim=True)
+        # Not below, rather than above: what is not a number must not count as found.
+        before = (~(scores < best) & ~asked).sum(dim=1)
+        num_found += int((before < k).sum())
+    return num_found / len(queries)

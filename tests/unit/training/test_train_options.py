@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from training_pairs import SMALL_MODEL, make_pairs, make_samples
 from training_runs import Run, settings_of
 
-from coembed.errors import ConfigError, ModelError
+from coembed.errors import ConfigError, DataError, ModelError
 from coembed.files import read_receipt, write_receipt
 from coembed.models.checkpoint import load_model
 from coembed.models.settings import ModelSettings
@@ -226,3 +227,35 @@ def test_hard_negatives_reach_the_loss(tmp_path: Path) -> None:
     _, whole = go(pairs, tmp_path / "d", hard_negatives="negative", model=VIT)
     assert not equal(without, with_them)
     assert all(torch.allclose(cached[n], whole[n], atol=2e-4) for n in whole)
+
+
+def test_another_architecture_in_the_same_file_is_another_run(pairs: Path, tmp_path: Path) -> None:
+    """Its path stays and its weights have the same shapes, so neither tells the two apart."""
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(VIT["architecture"]))
+    model = {"architecture": "model.json"}
+    go(pairs, tmp_path, model=model)
+    file.write_text(json.dumps({**VIT["architecture"], "quick_gelu": True}))
+    result, _ = go(pairs, tmp_path, model=model)
+    assert "taken up" not in dict(result.rows)["steps"]
+
+
+def test_best_weights_need_a_val_split(tmp_path: Path) -> None:
+    pairs = make_pairs(tmp_path / "pairs", train=10, val=0)
+    with pytest.raises(ConfigError, match="the val split holds no items"):
+        go(pairs, tmp_path, save_weights="best")
+
+
+def test_a_column_that_nobody_has_is_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'nope', in which no item"):
+        go(pairs, tmp_path, hard_negatives="nope")
+
+
+def test_recomputing_batch_norms_is_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the image tower has batch norms"):
+        go(pairs, tmp_path, activation_checkpointing=True)
+    result, _ = go(pairs, tmp_path, model=VIT, activation_checkpointing=True)
+    _, plain = go(pairs, tmp_path / "plain", model=VIT)
+    weights = load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.allclose(weights[name], plain[name], atol=1e-5) for name in plain)
+    assert dict(result.rows)["steps"] == "6"

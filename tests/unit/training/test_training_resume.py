@@ -161,3 +161,15 @@ def test_state_and_moments_survive_the_round_trip(run: Run, tmp_path: Path) -> N
             assert torch.equal(value, their.state[yours][key])
             if key != "step":
                 assert their.state[yours][key].stride() == yours.stride()
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(run: Run) -> None:
+    run = run.with_settings(checkpoint={"every_steps": 2, "keep": 1})
+    with pytest.raises(CutError):
+        run.go(change=cut_at(3))
+    ahead = checkpoint(run, "step-000000005.json")
+    ahead.write_text("{")
+    with pytest.raises(CutError):
+        run.go(change=cut_at(5))
+    _, trained = run.go()
+    assert trained.resumed_from == 4

@@ -45,3 +45,10 @@ def test_recall_of_everything_is_one(run: Run) -> None:
         len(stream.items), model, spec, stream, device=torch.device("cpu"), precision="bf16"
     )
     assert recall == 1.0
+
+
+def test_what_is_not_a_number_is_not_found() -> None:
+    items = torch.eye(4)
+    items[0] = torch.nan
+    relevant = torch.eye(4, dtype=torch.bool)
+    assert _recall(torch.eye(4), items, relevant, 1) == 0.0
