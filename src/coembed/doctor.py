@@ -176,7 +176,10 @@ def _data(project: Path) -> Check:
         pool = load_config(project / "params.yaml").paths.pool
         if not (project / pool).exists():
             return Check(
-                "pool", "warn", f"there is no {pool}/ yet", "`coembed demo-pool`, or `dvc pull`"
+                "pool",
+                "warn",
+                f"there is no {pool}/ yet",
+                "`coembed demo-pool --audio`, or `dvc pull`",
             )
         dvc.require_versioned(project, pool)
     except CoembedError as error:

@@ -105,8 +105,8 @@ def require_versioned(project: Path, pool: Path) -> None:
     if not (project / pointer).exists():
         raise DataError(
             f"{pool}/ is not versioned: there is no {pointer}",
-            hint="run `coembed demo-pool` for the demo, `coembed ingest SOURCE` for your own "
-            f"pairs, or `dvc add {pool}`",
+            hint="run `coembed demo-pool --audio` for the demo, `coembed ingest SOURCE` for your "
+            f"own pairs, or `dvc add {pool}`",
         )
     if not (project / pool).exists():
         try:
@@ -114,7 +114,7 @@ def require_versioned(project: Path, pool: Path) -> None:
         except ServiceError:
             raise DataError(
                 f"{pool}/ is not here and not in the DVC cache",
-                hint="run `dvc pull`, or `coembed demo-pool` for the demo",
+                hint="run `dvc pull`, or `coembed demo-pool --audio` for the demo",
             ) from None
     elif not holds_what_it_says(project, pool):
         raise DataError(
