@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+import numpy as np
+
 from coembed.errors import DataError
+from coembed.evaluation.answered import Answered
 from coembed.evaluation.attribute_queries import (
     AttributeQuery,
     attribute_outcomes,
@@ -21,6 +24,7 @@ from coembed.evaluation.meetings import Meetings, meet, meeting_keys
 from coembed.evaluation.retrieval import (
     Embeddings,
     Floats,
+    Ints,
     Outcomes,
     PositiveSource,
     check_embeddings,
@@ -119,6 +123,8 @@ class Measurements:
 
     `data` is the whole set, `parts` what the model has towers for; `crossings` are all directions
     from one part to another. `zero_shot` and `attribute_queries` are keyed as in metrics.json.
+    `answered` holds every task once more, query by query: the one ground of slices, intervals and
+    comparisons.
     """
 
     data: EvaluationSet
@@ -126,6 +132,7 @@ class Measurements:
     crossings: Sequence[Crossing]
     zero_shot: Mapping[str, Recognition]
     attribute_queries: Mapping[str, AttributeSearch]
+    answered: Sequence[Answered]
     slices: Sequence[SliceScore]
 
     @property
@@ -187,7 +194,7 @@ def measure(
                 _part(modality, first, data, items[modality], encode_texts, slice_labels, settings,
                       device)
             )  # fmt: skip
-    slices = [row for part in parts for row in _caption_slices(part, settings)]
+    answered = [one for part in parts for one in _caption_answers(part)]
     by_modality = {part.modality: part for part in parts}
 
     zero_shot = {}
@@ -197,11 +204,7 @@ def measure(
             continue
         result = _zero_shot(asked, wanted[asked][asked.column], part, encode_texts, device)
         zero_shot[slug(asked.name)] = Recognition(asked, part, result)
-        labelled = {
-            column: [values[item] for item in result.items.tolist()]
-            for column, values in part.slice_labels.items()
-        }
-        slices += slice_scores(result.outcomes, labelled, min_slice=settings.min_slice)
+        answered.append(by_item("zero_shot", slug(asked.name), result.outcomes, part, result.items))
 
     attribute_queries = {}
     for query_settings in settings.attribute_queries:
@@ -210,26 +213,29 @@ def measure(
             continue
         search = _attribute_search(query_settings, wanted[query_settings], part, encode_texts)
         attribute_queries[slug(query_settings.name)] = search
-        shared = {
-            column: [shared_value(query, values) for query in search.queries]
-            for column, values in part.slice_labels.items()
-        }
-        slices += slice_scores(search.outcomes, shared, min_slice=settings.min_slice)
+        answered.append(_search_answers(slug(query_settings.name), search))
 
     crossings = [
         _crossing(source, target, meeting_labels, settings.ks, device)
         for source, target in permutations(parts, 2)
     ]
-    for crossing in crossings:
-        if crossing.retrieval is not None:
-            asked_labels = {
-                column: [values[item] for item in crossing.meetings.queries.tolist()]
-                for column, values in crossing.source.slice_labels.items()
-            }
-            slices += slice_scores(
-                crossing.retrieval.outcomes, asked_labels, min_slice=settings.min_slice
-            )
-    return Measurements(data, parts, crossings, zero_shot, attribute_queries, slices)
+    answered += [
+        by_item(
+            "retrieval",
+            crossing.task,
+            crossing.retrieval.outcomes,
+            crossing.source,
+            crossing.meetings.queries,
+        )
+        for crossing in crossings
+        if crossing.retrieval is not None
+    ]
+    slices = [
+        row
+        for one in answered
+        for row in slice_scores(one.outcomes, one.labels, min_slice=settings.min_slice)
+    ]
+    return Measurements(data, parts, crossings, zero_shot, attribute_queries, answered, slices)
 
 
 def metrics_tree(found: Measurements, settings: EvaluateSettings) -> dict[str, Any]:
@@ -336,15 +342,63 @@ def _keys(part: Part, labels: Mapping[str, Labels]) -> list[list[tuple[str, str]
     return meeting_keys(part.data, own)
 
 
-def _caption_slices(part: Part, settings: EvaluateSettings) -> list[SliceScore]:
-    by_query = {
-        column: [values[item] for item in part.data.query_items.tolist()]
-        for column, values in part.slice_labels.items()
+def by_item(group: str, key: str, outcomes: Outcomes, part: Part, items: Ints) -> Answered:
+    """Outcomes of queries that are about one item of `part` each: `items` [num_queries] are its
+    numbers within the part, each item asked about once."""
+    numbers = items.tolist()
+    return Answered(
+        group,
+        key,
+        outcomes,
+        queries=tuple(part.data.items[item].item_id for item in numbers),
+        items=items + part.first,
+        clusters=items + part.first,
+        labels=_labels_of(part, numbers),
+    )
+
+
+def _caption_answers(part: Part) -> list[Answered]:
+    """Both directions between the items of a part and their captions."""
+    items, texts = part.data.query_items, part.data.query_texts
+    captions = Answered(
+        "retrieval",
+        part.text_to_item.outcomes.task,
+        part.text_to_item.outcomes,
+        queries=tuple(
+            f"{part.data.items[item].item_id}: {part.data.texts[text]}"
+            for item, text in zip(items.tolist(), texts.tolist(), strict=True)
+        ),
+        items=items + part.first,
+        # The captions of one item say much the same: they are not independent of one another.
+        clusters=items + part.first,
+        labels=_labels_of(part, items.tolist()),
+    )
+    every = np.arange(len(part.data.items), dtype=np.int64)
+    outcomes = part.item_to_text.outcomes
+    return [captions, by_item("retrieval", outcomes.task, outcomes, part, every)]
+
+
+def _search_answers(key: str, search: AttributeSearch) -> Answered:
+    """Searches are about no single item: each is drawn by itself."""
+    num = len(search.queries)
+    return Answered(
+        "attribute_queries",
+        key,
+        search.outcomes,
+        queries=tuple(query.text for query in search.queries),
+        items=np.full(num, -1, dtype=np.int64),
+        clusters=np.arange(num, dtype=np.int64),
+        labels={
+            column: [shared_value(query, values) for query in search.queries]
+            for column, values in search.part.slice_labels.items()
+        },
+    )
+
+
+def _labels_of(part: Part, items: Sequence[int]) -> dict[str, Labels]:
+    return {
+        column: [values[item] for item in items] for column, values in part.slice_labels.items()
     }
-    return [
-        *slice_scores(part.text_to_item.outcomes, by_query, min_slice=settings.min_slice),
-        *slice_scores(part.item_to_text.outcomes, part.slice_labels, min_slice=settings.min_slice),
-    ]
 
 
 def _zero_shot(
