@@ -25,7 +25,7 @@ test: $(DEV_STAMP)  ## Run the tests (about seven minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations 12
 
 test-slow: $(DEV_STAMP)  ## Run the slow tests: whole pipelines, kills
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu" --durations 12
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu" --timeout 1200 --durations 12
 
 lint: $(DEV_STAMP)  ## Style, types, layers
 	$(BIN)/ruff check .

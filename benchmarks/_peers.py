@@ -16,9 +16,9 @@ from typing import Any
 _HERE = Path(__file__).parent / "peers"
 _HOME = Path(__file__).parents[1] / "runs" / "peers"
 _LIMIT_S = 900
-# A trainer's speed is first of all its torch's, so it runs on ours: only what it pins otherwise is
-# installed, and found before our packages.
-_ON_OUR_PACKAGES = {"open_clip_train"}
+# The speed of these is first of all that of their torch or NumPy, so they run on ours: only what
+# they pin otherwise is installed, and found before our packages.
+_ON_OUR_PACKAGES = {"clip_benchmark", "faiss", "open_clip_train"}
 
 
 class PeerFailed(Exception):  # noqa: N818 - an outcome to report

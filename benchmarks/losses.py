@@ -15,7 +15,6 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from _cost import cost
 from _report import paired_ratio, report
 from open_clip.loss import ClipLoss, SigLipLoss
 from safetensors.torch import load_file, save_file
@@ -74,30 +74,21 @@ def measure_here(loss: str, who: str, rows: int, dim: int, out: Path) -> None:
     run = RUNS[loss][who]
     run(*inputs(loss, 256, dim)).backward()  # threads, code and workspaces come up
     leaves = inputs(loss, rows, dim)
-    _reset_peak()
-    before = _memory_mb("VmRSS")
-    start, start_cpu = time.perf_counter(), time.process_time()
-    value = run(*leaves)
-    value.backward()
-    wall_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    extra = _memory_mb("VmHWM") - before
+
+    def there_and_back() -> Tensor:
+        value = run(*leaves)
+        value.backward()
+        return value
+
+    value, spent = cost(there_and_back)
     tensors = {"loss": value.detach().reshape(1)}
     for name, leaf in zip(("za", "zb", "logit_scale", "logit_bias"), leaves, strict=True):
         if leaf.grad is not None:
             tensors[name] = leaf.grad.reshape(-1)
-    tensors["measured"] = torch.tensor([wall_s, cpu_s, extra], dtype=torch.float64)
+    tensors["measured"] = torch.tensor(
+        [spent.wall_s, spent.cpu_s, spent.extra_mb], dtype=torch.float64
+    )
     save_file(tensors, out)
-
-
-def _reset_peak() -> None:
-    """Let the peak begin at what is held now: importing torch needed more."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory_mb(field: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def measure(loss: str, who: str, options: argparse.Namespace) -> Measured:

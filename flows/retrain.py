@@ -1,4 +1,4 @@
-"""The retrain flow: curate → train → evaluate → register → embed → index → promote.
+"""The retrain flow: curate → train → evaluate → register → embed → index → gate → promote.
 
 `coembed retrain` runs it here; a Prefect worker runs it from a deployment. Every run works in a git
 worktree of its own.
@@ -29,6 +29,7 @@ def retrain(project: str = ".", overrides: list[str] | None = None) -> dict[str,
     """
     run_id = flow_run.get_id() or "local"
     with tasks.opened(Path(project).resolve(), run_id, overrides or []) as run:
+        tasks.reconcile(run)
         outcomes: dict[str, str] = {"curate": tasks.curate(run)}
         tasks.show_data(run, outcomes["curate"])
         outcomes["train"], mlflow_run = tasks.train(run)
@@ -38,7 +39,9 @@ def retrain(project: str = ".", overrides: list[str] | None = None) -> dict[str,
         outcomes["embed"] = tasks.embed(run)
         collection = tasks.index(run, version["version"])
         outcomes["index"] = collection["collection"]
-        decision = tasks.promote(run, version["version"], collection["collection"])
+        judged = tasks.gate(run, version["version"], collection["collection"])
+        outcomes["gate"] = judged.decision.verdict
+        decision = tasks.promote(run, judged)
         outcomes["promote"] = decision["reason"]
         outcomes["publish"] = tasks.publish(run)
         tasks.show(run, outcomes, version)

@@ -21,20 +21,25 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.tasks import exponential_backoff
 
 from coembed.config import Config, load_config
-from coembed.console import print_rows
+from coembed.console import print_grid, print_rows
 from coembed.errors import CoembedError, ServiceError
 from coembed.files import read_json
 from coembed.lineage import dvc, workspace
 from coembed.lineage.dvc import Outcome
+from coembed.lineage.environment import record_of
 from coembed.lineage.workspace import Workspace
 from coembed.registry.live import follow_training
+from coembed.registry.past_runs import FLOW, log_lock_again
 from coembed.registry.store import open_registry
 from coembed.services import Services, find_services
-from coembed.stages import evaluate as evaluate_stage
+from coembed.stages import gate as gate_stage
 from coembed.stages import index as index_stage
 from coembed.stages import promote as promote_stage
+from coembed.stages import reconcile as reconcile_stage
 from coembed.stages import register as register_stage
 from coembed.stages import standing
+from coembed.stages.evaluations import Places
+from coembed.stages.gate import Judged
 from coembed.stages.result import Result
 from flows.data_change import curation_costs, data_change
 
@@ -117,6 +122,19 @@ def _told(result: Result) -> dict[str, Any]:
 
 
 @_job
+def reconcile(run: Run) -> dict[str, Any]:
+    """What a crash left, and what was moved by hand: finished, undone, carried out or reported."""
+    return _told(
+        reconcile_stage.run(
+            run.cfg,
+            services=run.services,
+            runs=run.receipts,
+            out=run.receipts / "reconcile.json",
+        )
+    )
+
+
+@_job
 def curate(run: Run) -> Outcome:
     """Pool → curated pairs."""
     return _reproduce(run, "curate")
@@ -137,7 +155,7 @@ def train(run: Run) -> tuple[Outcome, str | None]:
         failed = False
     finally:
         # Ended here, for no later task may come to it; `register` goes on logging into it.
-        registry.end_run(run_id, failed=failed)
+        registry.end_run(run_id, "FAILED" if failed else "FINISHED")
     return outcome, run_id
 
 
@@ -160,7 +178,11 @@ def register(run: Run, run_id: str | None) -> dict[str, Any]:
     lineage = register_stage.Lineage(
         git_commit=run.space.commit,
         data_md5=dvc.data_hash(tree, pool) or "",
-        files=tuple(tree / name for name in ("params.yaml", "dvc.yaml", dvc.LOCK, f"{pool}.dvc")),
+        files=(
+            *(tree / name for name in ("params.yaml", "dvc.yaml", dvc.LOCK, f"{pool}.dvc")),
+            record_of(run.receipts, run.made("model")),
+        ),
+        tags={FLOW: run.space.ref.rsplit("/", 1)[-1]},
     )
     return _told(
         register_stage.run(
@@ -178,6 +200,9 @@ def register(run: Run, run_id: str | None) -> dict[str, Any]:
 @_job
 def index(run: Run, version: int) -> dict[str, Any]:
     """Embeddings → a verified collection that nobody sees yet."""
+    log_lock_again(
+        open_registry(run.services, run.cfg.register_), version, run.space.tree / dvc.LOCK
+    )
     return _told(
         index_stage.run(
             run.cfg,
@@ -190,28 +215,49 @@ def index(run: Run, version: int) -> dict[str, Any]:
 
 
 @_job
-def promote(run: Run, version: int, collection: str) -> dict[str, Any]:
-    """Gates pass → the collection's alias, then the registry's."""
+def gate(run: Run, version: int, collection: str) -> Judged:
+    """What the policy says of the version, compared with what is served."""
+    judged = gate_stage.judge(
+        run.cfg,
+        services=run.services,
+        places=_places(run),
+        version=version,
+        collection=collection,
+        asked_for=False,
+    )
+    table = gate_stage.listing(judged)
+    print_grid(table.title, table.columns, table.rows)
+    create_table_artifact(
+        key="gate",
+        table=[dict(zip(table.columns, row, strict=True)) for row in table.rows],
+        description=table.title,
+    )
+    create_markdown_artifact(
+        key="decision",
+        markdown=f"{table.title}\n\n[The page]({(judged.folder / 'report.html').as_uri()})",
+        description=f"The decision on version {version}",
+    )
+    return judged
 
-    def evaluate_champion(model: Path) -> dict[str, Any]:
-        out = run.space.tree / run.cfg.paths.runs / "champion-evaluation"
-        evaluate_stage.run(run.cfg, model=model, pairs=run.made("pairs"), out=out)
-        metrics = read_json(out / "metrics.json", what="champion's metrics")
-        assert isinstance(metrics, dict)
-        return metrics
 
+@_job
+def promote(run: Run, judged: Judged) -> dict[str, Any]:
+    """Gates passed → the collection's alias, then the registry's."""
     return _told(
         promote_stage.run(
             run.cfg,
             services=run.services,
-            version=version,
-            collection=collection,
-            evaluation=run.made("evaluation"),
-            evaluate_champion=evaluate_champion,
-            models=run.receipts / "models",
+            places=_places(run),
+            version=judged.decision.version,
+            judged=judged,
+            by=f"flow retrain {run.space.ref.rsplit('/', 1)[-1]}",
             out=run.receipts / "promote.json",
         )
     )
+
+
+def _places(run: Run) -> Places:
+    return Places(run.made("evaluation"), run.made("pairs"), run.receipts)
 
 
 @_job

@@ -33,6 +33,16 @@ def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     _console().print(table)
 
 
+def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header. A metric's path is broken where a name in it ends."""
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(Text(name.replace("/", "/\n")), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
 def print_hits(title: str, hits: Sequence[Hit], columns: Sequence[str]) -> None:
     """Print search hits: rank, score, the first caption, the attributes `columns`, the file."""
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)

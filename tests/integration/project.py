@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ SMALL = {
     ("train", "epochs"): 2,
     ("train", "batch_size"): 32,
     ("train", "precision"): "fp32",
+    ("promote", "floors"): {},  # no model of two epochs is as good as the policy asks
     ("train", "num_threads"): 1,  # tests run side by side: two threads on a shared core stall
 }
 
@@ -104,3 +106,16 @@ def small_project(root: Path, *, num_pairs: int = 360, **settings: Any) -> Proje
     project.git("add", "--all")
     project.git("commit", "--quiet", "-m", "its data", "--allow-empty")
     return project
+
+
+def wait_until_no_stage_lives(project: Project) -> None:
+    """A killed command takes its stage with it: an orphan would hold DVC's lock and the cores."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        listed = subprocess.run(
+            ["pgrep", "-f", str(project.root)], capture_output=True, text=True, check=False
+        )
+        if not listed.stdout.strip():
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"orphans: {listed.stdout}")

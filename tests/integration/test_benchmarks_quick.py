@@ -1,4 +1,4 @@
-"""The benchmarks of training in their quick form: that they run, not what they measure."""
+"""The benchmarks in their quick form: that they run, not what they measure."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def test_gpu_without_one(tmp_path: Path) -> None:
     assert found["resume"]["exit_code"] == -9
     assert found["one_rank"]["none"]["same_weights"] is True
     assert json.loads(out.read_text()) == found
+
+
+def test_evaluation() -> None:
+    found = run("evaluation.py", "--threads", "1", "--rounds", "1")
+    small, large = found["counts"]["3000"], found["counts"]["6000"]
+    assert small["full_matrix"]["largest_difference"] < 1e-3
+    assert large["ours"]["extra_mb"] < large["matrix_mb"]
+    for way in ("text_to_image", "image_to_text"):
+        assert found["counts"]["found"][way]["map_at_10"] > 0.1

@@ -348,5 +348,5 @@ def test_hundreds_of_hostile_sources(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_thousands_of_hostile_sources(tmp_path: Path) -> None:
-    _run(tmp_path / "work", range(1000, 3000), timeout_s=1800)
+def test_many_hostile_sources(tmp_path: Path) -> None:
+    _run(tmp_path / "work", range(1000, 1800), timeout_s=1800)

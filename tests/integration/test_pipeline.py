@@ -13,9 +13,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from project import Project, small_project
+from project import Project, small_project, wait_until_no_stage_lives
 
 pytestmark = pytest.mark.slow
+
+# A policy that asks nothing but a person.
+WAITING = (
+    "--set", "promote.approval=true", "--set", "promote.margin=1", "--set", "promote.guards={}",
+    "--set", "promote.protected_slices={}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +78,15 @@ def test_a_second_retrain_sees_that_there_is_nothing_to_do(retrained: Project) -
                 "SELECT data FROM artifact WHERE key = 'data' ORDER BY created"
             )
         ]
+        gates = json.loads(
+            database.execute("SELECT data FROM artifact WHERE key = 'gate'").fetchone()[0]
+        )
     first, last = told[0], told[-1]
     assert "No earlier run to compare with" in first and "| examine |" in first
     assert "Nothing changed." in last and "Curation did not run: unchanged." in last
+    assert set(json.loads(gates)[0] if isinstance(gates, str) else gates[0]) == {
+        "gate", "value", "limit", "verdict",
+    }  # fmt: skip
     outcomes = dict(
         line.split(maxsplit=1)
         for line in forced.stdout.split("Retrain")[-1].splitlines()
@@ -84,6 +96,10 @@ def test_a_second_retrain_sees_that_there_is_nothing_to_do(retrained: Project) -
         "unchanged"
     }
     assert outcomes["register"].strip() == "model version 1"
+    assert outcomes["gate"].strip() == "passed"
+    assert outcomes["promote"].strip() == "it is the champion already"
+    decision = json.loads((retrained.root / "runs" / "gates" / "v1" / "decision.json").read_text())
+    assert decision["reason"] == "the first version: there is no champion to beat"
     assert retrained.lock() == lock
     assert _served(retrained) == before
 
@@ -142,7 +158,7 @@ def test_one_changed_parameter_reruns_only_what_depends_on_it(retrained: Project
 
 def test_an_override_is_a_run_of_its_own(retrained: Project) -> None:
     lock = retrained.lock()
-    done = retrained.coembed("retrain", "--set", "train.epochs=1")
+    done = retrained.coembed("retrain", "--set", "train.epochs=1", *WAITING)
     assert retrained.lock() == lock, "the project's own lock says what its own params made"
     refs = retrained.git("for-each-ref", "--format=%(refname)", "refs/coembed/runs").split()
     assert refs, done.stdout
@@ -150,6 +166,29 @@ def test_an_override_is_a_run_of_its_own(retrained: Project) -> None:
     kept = [retrained.git("show", f"{ref}:params.yaml") for ref in refs]
     assert sum("epochs: 1" in params for params in kept) == 1
     assert "epochs: 2" in (retrained.root / "params.yaml").read_text()
+    assert "waiting for approval: `coembed approve 2 --by NAME`" in " ".join(done.stdout.split())
+
+
+def test_a_version_that_waits_is_served_once_a_person_approves_it(retrained: Project) -> None:
+    before = _served(retrained)
+    shown = retrained.coembed("gate", "2", *WAITING, code=3)
+    assert "Approval" in shown.stdout and "nobody yet" in shown.stdout
+    assert "waits for approval" in retrained.coembed("promote", "2", *WAITING, code=3).stdout
+    assert _served(retrained) == before
+    retrained.coembed("approve", "2", "--by", "Ada", "--reason", "looked at the page")
+    compared = json.loads(retrained.coembed("compare", "champion", "v2", "--json").stdout)
+    assert (compared["champion"], compared["challenger"]) == (1, 2)
+    retrained.coembed("gate", "2", *WAITING)
+    retrained.coembed("promote", "2", *WAITING, "--by", "Grace", "--reason", "it is time")
+    assert _served(retrained)["version"] == 2
+    decision = json.loads((retrained.root / "runs" / "gates" / "v2" / "decision.json").read_text())
+    assert (decision["verdict"], decision["champion"]) == ("passed", 1)
+    last = json.loads(retrained.coembed("audit", "--json").stdout)["entries"][-1]
+    assert (last["version"], last["by"], last["why"]) == (2, "Grace", "it is time")
+    retrained.coembed("rollback")
+    assert _served(retrained) == before
+    refused = retrained.coembed("promote", *WAITING, code=3)
+    assert "version 2 was rolled back" in " ".join(refused.stdout.split())
 
 
 def test_a_flow_killed_anywhere_goes_on_and_ends_the_same(
@@ -166,21 +205,8 @@ def test_a_flow_killed_anywhere_goes_on_and_ends_the_same(
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-        _wait_until_no_stage_lives(project)
+        wait_until_no_stage_lives(project)
     project.coembed("retrain")
     assert project.lock() == retrained.lock()
     assert len(project.git("worktree", "list").splitlines()) == 1
     assert _served(project)["fingerprint"] == _served(retrained)["fingerprint"]
-
-
-def _wait_until_no_stage_lives(project: Project) -> None:
-    """A killed flow takes its stage with it: an orphan would hold DVC's lock and the cores."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        listed = subprocess.run(
-            ["pgrep", "-f", str(project.root)], capture_output=True, text=True, check=False
-        )
-        if not listed.stdout.strip():
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"orphans: {listed.stdout}")

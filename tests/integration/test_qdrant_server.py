@@ -66,7 +66,7 @@ def build_all(index: QdrantIndex) -> None:
     points = make_points()
     settings = IndexSettings(batch_size=10, verify_sample=NUM)
     built = build(index, RELEASE, lambda: iter(points), alias="items", settings=settings)
-    assert built.num_items == built.num_sampled == NUM
+    assert built.num_items == built.search.num_queries == NUM
 
 
 def assert_whole(stand_in: StandIn) -> None:

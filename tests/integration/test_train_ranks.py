@@ -19,6 +19,7 @@ from training_pairs import make_pairs
 
 from coembed.files import sha256_tree
 from coembed.lineage.dvc import EXIT_FOLDER
+from coembed.stages.trained_on import read_trained_on
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 16
@@ -127,6 +128,9 @@ def test_two_processes_train_as_one(
     place, out = together
     assert_same_history(history(place), alone)
     assert out.count("Trained model") == 1
+    # What each of them saw, the whole saw.
+    record = read_trained_on(place / "artifacts" / "model")
+    assert record is not None and len(record.learned()) == 48
 
 
 @pytest.mark.slow

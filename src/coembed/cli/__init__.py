@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import typer
 
-from coembed.cli import about, data, effects, run, stages
+from coembed.cli import about, data, decisions, effects, releases, reproduce, run, stages
 from coembed.cli.data_versions import data_app
 from coembed.cli.pairs import pairs_app
 from coembed.errors import CoembedError
@@ -27,12 +27,24 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "3 · Effects, one at a time": {
         "register": effects.register,
         "index": effects.index,
-        "promote": effects.promote,
-        "rollback": effects.rollback,
+        "gate": decisions.gate,
+        "approve": decisions.approve,
+        "promote": decisions.promote,
         "fetch": effects.fetch,
     },
-    "4 · All at once, and search": {"retrain": run.retrain, "search": run.search},
-    "5 · Help": {"doctor": about.doctor},
+    "4 · What is served, and was": {
+        "models": releases.models,
+        "compare": decisions.compare,
+        "rollback": releases.rollback,
+        "audit": releases.audit,
+        "reconcile": releases.reconcile,
+    },
+    "5 · All at once, and search": {
+        "retrain": run.retrain,
+        "reproduce": reproduce.reproduce,
+        "search": run.search,
+    },
+    "6 · Help": {"doctor": about.doctor},
 }
 
 app = typer.Typer(
@@ -53,11 +65,14 @@ app.add_typer(data_app, name="data", rich_help_panel="1 · Data")
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 config_app.command("schema")(about.config_schema)
 config_app.command("show")(about.config_show)
-app.add_typer(config_app, name="config", rich_help_panel="5 · Help")
+app.add_typer(config_app, name="config", rich_help_panel="6 · Help")
 
 
 def main() -> None:
-    """The entry point. Exit codes: 0 done, 1 our fault or a service's, 2 the user's mistake."""
+    """The entry point.
+
+    Exit codes: 0 done, 1 our fault or a service's, 2 the user's mistake, 3 the gate said no.
+    """
     try:
         app()
     except CoembedError as error:

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from coembed.config import Config
     from coembed.services import Services
-    from coembed.stages.result import Result
+    from coembed.stages.result import Listing, Result
 
 ProjectOption = Annotated[
     Path, typer.Option("--project", "-C", help="The project's folder.", show_default=False)
@@ -59,6 +59,36 @@ def print_result(result: Result, as_json: bool) -> None:
         print(json.dumps(result.receipt, indent=2, sort_keys=True, ensure_ascii=False))
     else:
         print_table(result.title, result.rows)
+
+
+def print_listing(listing: Listing, as_json: bool) -> None:
+    """Show what a verb lists."""
+    if as_json:
+        print(json.dumps(listing.receipt, indent=2, sort_keys=True, ensure_ascii=False))
+    else:
+        from coembed.console import print_grid
+
+        print_grid(listing.title, listing.columns, listing.rows)
+
+
+def registered_version(here: Project, version: int | None) -> int:
+    """The version asked for, else the one that the last `coembed register` left a receipt of."""
+    if version is not None:
+        return version
+    from coembed.files import read_json
+
+    path = here.path("runs") / "register.json"
+    receipt = read_json(path, what="register receipt", hint="run `coembed register` first")
+    return int(receipt["version"])
+
+
+def person(here: Project) -> str:
+    """Who runs this, for the record: git's user.name, else the system's user."""
+    import getpass
+
+    from coembed.lineage import git
+
+    return git.user_name(here.root) or getpass.getuser()
 
 
 def print_table(title: str, rows: tuple[tuple[str, str], ...] | Any) -> None:

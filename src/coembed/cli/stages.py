@@ -122,10 +122,25 @@ def _train(here: Project, place: Place | None) -> Result:
     from coembed.stages import train as stage
 
     with _followed(here, place):
-        return stage.run(
+        result = stage.run(
             here.cfg, root=here.root, pairs=here.path("pairs"), out=here.path("model"),
             runs=here.path("runs"), place=place,
         )  # fmt: skip
+    if place is None or place.rank == 0:
+        _leave_record(here)
+    return result
+
+
+def _leave_record(here: Project) -> None:
+    """Say what this model was trained on. Outside of its folder: the same model trained elsewhere
+    has the same bytes."""
+    from coembed.lineage.environment import leave_record, record
+    from coembed.models.checkpoint import read_card
+    from coembed.training.device import choose_device
+
+    weights = read_card(here.path("model")).weights_sha256
+    device = choose_device(here.cfg.train).type
+    leave_record(here.path("runs"), weights, record("training", device))
 
 
 def _followed(here: Project, place: Place | None) -> AbstractContextManager[None]:

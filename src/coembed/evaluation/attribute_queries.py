@@ -39,11 +39,17 @@ def make_queries(
             found[tuple(value for value in row if value is not None)].append(number)
     queries = []
     for values, numbers in sorted(found.items()):
-        text = template
-        for column, value in zip(labels, values, strict=True):
-            text = text.replace(f"{{{column}}}", value.replace("_", " "))
+        text = fill(template, dict(zip(labels, values, strict=True)))
         queries.append(AttributeQuery(text, values, np.asarray(numbers, dtype=np.int64)))
     return tuple(queries)
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The search for `values` by column, as a person types it."""
+    text = template
+    for column, value in values.items():
+        text = text.replace(f"{{{column}}}", value.replace("_", " "))
+    return text
 
 
 def right_in_top(scores: Floats | Embeddings, right: Ints, k: int) -> float:

@@ -1,10 +1,10 @@
-"""Line charts as coordinates for inline SVG; the template draws them."""
+"""Charts as coordinates for inline SVG; the templates draw them."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from coembed.errors import DataError
 
 WIDTH, HEIGHT = 360, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
+_SQUARE = 240
 _MAX_POINTS = 300
 
 
@@ -33,6 +34,119 @@ class LineChart:
     y_ticks: tuple[Tick, ...]
     first: str
     last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A figure with its interval: their places along the axis."""
+
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """The axis that differences share, row below row: zero in the middle, `reach` to either side.
+
+    `reach` is a difference of shares (0.05 is five percentage points).
+    """
+
+    reach: float
+    width: int = 200
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[float, float, float]]) -> Forest:
+        """An axis for the (low, middle, high) of `rows`, one percentage point or more to each side.
+
+        It holds every difference and most of the intervals: one that is far wider than the others
+        would leave nothing of them to see.
+        """
+        middles = [abs(middle) for _, middle, _ in rows]
+        ends = sorted(max(abs(low), abs(high)) for low, _, high in rows)
+        most = max([0.01, *middles, *ends[3 * len(ends) // 4 : 3 * len(ends) // 4 + 1]])
+        return cls(nice_ticks(0.0, most, num=2)[-1])
+
+    @property
+    def first(self) -> float:
+        """The axis's left end."""
+        return self._place(-self.reach)
+
+    @property
+    def last(self) -> float:
+        """The axis's right end."""
+        return self._place(self.reach)
+
+    @property
+    def zero(self) -> float:
+        """Where no difference is."""
+        return self.width / 2
+
+    @property
+    def ticks(self) -> tuple[Tick, ...]:
+        """The axis in percentage points."""
+        ends = (-self.reach, -self.reach / 2, 0.0, self.reach / 2, self.reach)
+        return tuple(
+            Tick(self._place(end), f"{100 * end:+.3g}".replace("-", "−") if end else "0")
+            for end in ends
+        )
+
+    def mark(self, low: float, middle: float, high: float) -> Mark:
+        """Places of a difference and its interval; what lies beyond the axis is cut off there."""
+        return Mark(self._place(low), self._place(middle), self._place(high))
+
+    def _place(self, value: float) -> float:
+        share = min(max(value / self.reach, -1.0), 1.0)
+        # Numbers at the ends stay inside the drawing.
+        return round(self.zero + share * (self.zero - 14), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityPoint:
+    """Queries of like confidence: places of the confidence, of the share right and its interval."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityChart:
+    """Confidence from left to right, the share that is right from bottom to top, both 0 to 1, in a
+    square drawing of `size`. A model whose word can be taken lies on the diagonal."""
+
+    points: tuple[ReliabilityPoint, ...]
+    ticks: tuple[Tick, ...]
+    size: int = _SQUARE
+    left: int = _LEFT
+    bottom: int = _BOTTOM
+
+    @property
+    def last(self) -> int:
+        """Where 1 lies along either axis, from the drawing's right or top."""
+        return _RIGHT
+
+
+def reliability_chart(
+    bins: Iterable[tuple[float, float, float, float, str]],
+) -> ReliabilityChart:
+    """Chart of (confidence, share right, its low, its high, words), shares from 0 to 1."""
+
+    def x_place(share: float) -> float:
+        return round(_LEFT + share * (_SQUARE - _LEFT - _RIGHT), 1)
+
+    def y_place(share: float) -> float:
+        return round(_SQUARE - _BOTTOM - share * (_SQUARE - _RIGHT - _BOTTOM), 1)
+
+    return ReliabilityChart(
+        tuple(
+            ReliabilityPoint(x_place(sure), y_place(right), y_place(low), y_place(high), text)
+            for sure, right, low, high, text in bins
+        ),
+        tuple(Tick(x_place(part / 4), f"{25 * part} %") for part in range(5)),
+    )
 
 
 def read_history(path: Path) -> dict[str, list[tuple[float, float]]]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from PIL import Image
 
-from coembed.evaluation.measure import AttributeSearch, Crossing, Part
+from coembed.evaluation.parts import AttributeSearch, Crossing, Part
 from coembed.evaluation.retrieval import Embeddings, Floats, Ints
+from coembed.evaluation.settings import ContactSheetSettings
 from coembed.evaluation.sound_picture import sound_picture
 from coembed.files import sha256_bytes
 from coembed.modalities.image import decode_image
@@ -181,6 +183,28 @@ def shown_items(searches: Iterable[ShownSearch]) -> Counter[int]:
         found.update(hit.item for hit in search.hits)
         found.update(item for item in (search.wanted, search.asked) if item is not None)
     return found
+
+
+def show_all(
+    samples: Iterable[Sample], times: Mapping[str, int], settings: ContactSheetSettings
+) -> Iterator[tuple[Sample, ShownItem]]:
+    """The items among `samples` whose ids are in `times`, each as it is shown.
+
+    `times` say how often the page holds each: sounds are embedded until they have
+    `max_sounds_bytes` in all. Stops reading when all are there.
+    """
+    left = settings.max_sounds_bytes
+    matching = (sample for sample in samples if sample.item_id in times)
+    for sample in islice(matching, len(times)):
+        held = times[sample.item_id]
+        item = show_item(
+            sample,
+            px=settings.thumbnail_px,
+            max_sound_bytes=min(settings.max_sound_bytes, left // held),
+        )
+        if item.sound is not None:
+            left -= held * len(sample.media)
+        yield sample, item
 
 
 def show_item(sample: Sample, *, px: int, max_sound_bytes: int) -> ShownItem:

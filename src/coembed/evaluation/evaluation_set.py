@@ -118,12 +118,18 @@ class EvaluationSet:
             ]
         )
 
-    def columns(self) -> tuple[str, ...]:
-        """Names of the attribute columns that at least one item has, sorted."""
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
         return tuple(sorted({name for item in self.items for name in item.attributes}))
 
-    def labels(self, column: str, *, setting: str, what: str = "item") -> tuple[str | None, ...]:
-        """Each item's value of `column` as text, None where it has none.
+    def columns(self) -> tuple[str, ...]:
+        """Names of the attribute columns that at least one item has, sorted."""
+        return self._columns
+
+    def values(
+        self, column: str, *, setting: str, what: str = "item"
+    ) -> tuple[Attribute | None, ...]:
+        """Each item's value of `column`, None where it has none.
 
         `setting` names the setting that asked for the column, should no item have it, and `what`
         says what the items are.
@@ -135,10 +141,14 @@ class EvaluationSet:
                 f"columns there are: {there}",
                 hint=f"name one of these in {setting}, or add {column!r} to the pool's table",
             )
-        found = (item.attributes.get(column) for item in self.items)
+        return tuple(item.attributes.get(column) for item in self.items)
+
+    def labels(self, column: str, *, setting: str, what: str = "item") -> tuple[str | None, ...]:
+        """`values` as text."""
+        found = self.values(column, setting=setting, what=what)
         return tuple(None if value is None else as_label(value) for value in found)
 
-    def auto_slices(self) -> tuple[str, ...]:
+    def word_columns(self) -> tuple[str, ...]:
         """Columns of strings or booleans with 2 to 50 values, sorted by name."""
         chosen = []
         for column in self.columns():
@@ -149,8 +159,12 @@ class EvaluationSet:
         return tuple(chosen)
 
     def content_hash(self) -> str:
-        """SHA-256 over the sorted (item_id, sorted captions): equal sets give equal hashes."""
-        return sha256_json(sorted([item.item_id, sorted(item.captions)] for item in self.items))
+        """SHA-256 over the sorted (item_id, sorted captions, attributes), whatever the order of the
+        items. Attributes count: labels, attribute queries and slices are made of them."""
+        items = sorted(self.items, key=lambda item: item.item_id)
+        return sha256_json(
+            [[item.item_id, sorted(item.captions), dict(item.attributes)] for item in items]
+        )
 
 
 def as_label(value: Attribute) -> str:

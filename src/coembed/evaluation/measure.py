@@ -2,119 +2,59 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 
 from coembed.errors import DataError
 from coembed.evaluation.answered import Answered
 from coembed.evaluation.attribute_queries import (
-    AttributeQuery,
     attribute_outcomes,
-    best_precision,
     make_queries,
     shared_value,
 )
-from coembed.evaluation.evaluation_set import EvaluationSet
-from coembed.evaluation.meetings import Meetings, meet, meeting_keys
+from coembed.evaluation.calibration import Calibration, Logits, calibrations
+from coembed.evaluation.compositional import altered_answers
+from coembed.evaluation.evaluation_set import EvaluationSet, same_text
+from coembed.evaluation.geometry import part_figures
+from coembed.evaluation.meetings import meet, meeting_keys
+from coembed.evaluation.outcomes_file import NUM_HITS, TaskHits
+from coembed.evaluation.parts import (
+    AttributeSearch,
+    Crossing,
+    EncodeTexts,
+    Labels,
+    Part,
+    Recognition,
+    Retrieval,
+    by_item,
+    labels_of,
+    slug,
+)
 from coembed.evaluation.retrieval import (
     Embeddings,
-    Floats,
-    Ints,
-    Outcomes,
     PositiveSource,
     check_embeddings,
     rank_outcomes,
-    ranks,
-    summarise,
+    rankings,
 )
+from coembed.evaluation.robustness import CorruptedItems, degrade, drop_figures
+from coembed.evaluation.scoring import score
 from coembed.evaluation.settings import (
     AttributeQuerySettings,
     EvaluateSettings,
     ZeroShotSettings,
 )
-from coembed.evaluation.slices import SliceScore, slice_scores
-from coembed.evaluation.zero_shot import ZeroShot, class_embeddings, classify
+from coembed.evaluation.slices import SliceScore, label_slices, makes_slices
+from coembed.evaluation.statistics import Figure, Resamples, estimate, unseen
+from coembed.evaluation.top import top_candidates
+from coembed.evaluation.zero_shot import class_embeddings, classify
 from coembed.types import Modality, plural, singular
 
-EncodeTexts = Callable[[Sequence[str]], Embeddings]
-Labels = Sequence[str | None]
 Task = ZeroShotSettings | AttributeQuerySettings
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieval:
-    """One direction of retrieval."""
-
-    outcomes: Outcomes
-    ranks: Floats
-    positives: PositiveSource
-    num_candidates: int
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The items of one modality, against their own captions.
-
-    `first`: the number of its first item in the whole set. `items` and `texts` are the embeddings,
-    [num_items or num_texts, dim]. `slice_labels[column]` holds one value an item.
-    """
-
-    modality: Modality
-    first: int
-    data: EvaluationSet
-    items: Embeddings
-    texts: Embeddings
-    text_to_item: Retrieval
-    item_to_text: Retrieval
-    slice_labels: Mapping[str, Labels]
-
-    @property
-    def retrieval(self) -> tuple[Retrieval, Retrieval]:
-        """Both directions."""
-        return self.text_to_item, self.item_to_text
-
-
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """The items of one modality as queries for those of another; `retrieval` is None where no item
-    of the one belongs to any of the other.
-    """
-
-    source: Part
-    target: Part
-    meetings: Meetings
-    retrieval: Retrieval | None
-
-    @property
-    def task(self) -> str:
-        """How metrics.json calls it: image_to_audio."""
-        return f"{self.source.modality}_to_{self.target.modality}"
-
-
-@dataclass(frozen=True, slots=True)
-class Recognition:
-    """Zero-shot classification of the items of one part."""
-
-    settings: ZeroShotSettings
-    part: Part
-    result: ZeroShot
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeSearch:
-    """The searches of one template in one part. `embedded` is [num_queries, dim]."""
-
-    settings: AttributeQuerySettings
-    part: Part
-    queries: Sequence[AttributeQuery]
-    embedded: Embeddings
-    labels: Mapping[str, Labels]
-    outcomes: Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +64,8 @@ class Measurements:
     `data` is the whole set, `parts` what the model has towers for; `crossings` are all directions
     from one part to another. `zero_shot` and `attribute_queries` are keyed as in metrics.json.
     `answered` holds every task once more, query by query: the one ground of slices, intervals and
-    comparisons.
+    comparisons. `figures` are all numbers of metrics.json that have an interval, but for slices.
+    `calibration` holds the reliability of each calibrated task by its key in metrics.json.
     """
 
     data: EvaluationSet
@@ -133,7 +74,9 @@ class Measurements:
     zero_shot: Mapping[str, Recognition]
     attribute_queries: Mapping[str, AttributeSearch]
     answered: Sequence[Answered]
+    figures: Sequence[Figure]
     slices: Sequence[SliceScore]
+    calibration: Mapping[str, Calibration]
 
     @property
     def retrieval(self) -> list[Retrieval]:
@@ -168,12 +111,15 @@ def measure(
     encode_texts: EncodeTexts,
     settings: EvaluateSettings,
     *,
+    logits: Logits,
+    corrupted: Mapping[Modality, CorruptedItems],
     device: str = "cpu",
 ) -> Measurements:
     """Measure all that `settings` asks for.
 
     `items[modality]` [num_items, dim] are in the order of `data`. A modality of `data` that is not
-    in `items` is one that the model has no tower for: what asks about it is left out.
+    in `items` is one that the model has no tower for: what asks about it is left out. `corrupted`
+    are the items that `settings.robustness` asks for, of the same modalities.
 
     Raises:
         DataError: a column that no item has, or that cannot serve as asked.
@@ -202,8 +148,9 @@ def measure(
         part = by_modality.get(_modality_of(asked, data))
         if part is None:
             continue
-        result = _zero_shot(asked, wanted[asked][asked.column], part, encode_texts, device)
-        zero_shot[slug(asked.name)] = Recognition(asked, part, result)
+        recognition = _zero_shot(asked, wanted[asked][asked.column], part, encode_texts, device)
+        zero_shot[slug(asked.name)] = recognition
+        result = recognition.result
         answered.append(by_item("zero_shot", slug(asked.name), result.outcomes, part, result.items))
 
     attribute_queries = {}
@@ -216,7 +163,7 @@ def measure(
         answered.append(_search_answers(slug(query_settings.name), search))
 
     crossings = [
-        _crossing(source, target, meeting_labels, settings.ks, device)
+        _crossing(source, target, meeting_labels, settings, device)
         for source, target in permutations(parts, 2)
     ]
     answered += [
@@ -230,52 +177,61 @@ def measure(
         for crossing in crossings
         if crossing.retrieval is not None
     ]
-    slices = [
-        row
-        for one in answered
-        for row in slice_scores(one.outcomes, one.labels, min_slice=settings.min_slice)
-    ]
-    return Measurements(data, parts, crossings, zero_shot, attribute_queries, answered, slices)
+    if settings.compositional is not None:
+        answered += altered_answers(data, parts, encode_texts, settings.compositional)
+    tasks = {one.outcomes.task: one for one in answered}
+    degraded = []
+    if settings.robustness is not None:
+        degraded = degrade(
+            parts, list(zero_shot.values()), tasks, corrupted, encode_texts, settings.robustness,
+            ks=settings.ks, device=device,
+        )  # fmt: skip
+        answered += [one.answered for one in degraded]
+    calibration = {}
+    if settings.calibration is not None:
+        calibration = calibrations(
+            parts, list(zero_shot.values()), tasks, logits, settings.calibration, device=device
+        )
+
+    bootstrap = settings.bootstrap
+    resample = partial(Resamples, num=bootstrap.num_resamples, seed=bootstrap.seed)
+    figures, slices = score(answered, bootstrap=bootstrap, min_slice=settings.min_slice)
+    figures += _macro_figures(zero_shot, resample)
+    figures += [figure for one in degraded for figure in drop_figures(one, resample)]
+    if settings.geometry is not None:
+        for part in parts:
+            figures += part_figures(part, settings.geometry, resample)
+    for key, sureness in calibration.items():
+        figures += sureness.figures(f"calibration/{key}", resample)
+    return Measurements(
+        data,
+        parts,
+        crossings,
+        zero_shot,
+        attribute_queries,
+        answered,
+        figures,
+        slices,
+        calibration,
+    )
 
 
-def metrics_tree(found: Measurements, settings: EvaluateSettings) -> dict[str, Any]:
-    """The content of metrics.json: nested, keys of letters, digits and `_`, six decimals."""
-    tree: dict[str, Any] = {"num_items": found.num_items}
-    if len(found.parts) > 1:
-        for part in found.parts:
-            tree[f"num_{plural(part.modality)}"] = len(part.items)
-    tree["num_captions"] = found.num_captions
-    tree["retrieval"] = {
-        way.outcomes.task: summarise(way.outcomes) | {"num_candidates": way.num_candidates}
-        for way in found.retrieval
-    }
-    for crossing in found.crossings:
-        if crossing.retrieval is not None:
-            tree["retrieval"][crossing.task]["num_not_asked"] = crossing.meetings.num_not_asked
-    if found.zero_shot:
-        tree["zero_shot"] = {
-            key: summarise(one.result.outcomes)
-            | {"macro_top_1": one.result.macro_top_1(), "num_classes": len(one.result.classes)}
-            for key, one in found.zero_shot.items()
-        }
-    if found.attribute_queries:
-        tree["attribute_queries"] = {
-            key: summarise(search.outcomes)
-            | {
-                f"best_precision_at_{k}": best_precision(search.queries, k)
-                for k in search.settings.ks
-            }
-            for key, search in found.attribute_queries.items()
-        }
-    if settings.slices_in_metrics:
-        tree["slices"] = _slices_tree(found.slices, settings.slices_in_metrics)
-    rounded: dict[str, Any] = _rounded(tree)
-    return rounded
-
-
-def slug(name: str) -> str:
-    """`name` in lower-case letters, digits and single underscores, as metrics are keyed."""
-    return re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_") or "_"
+def text_searches(found: Measurements, *, device: str = "cpu") -> Iterator[TaskHits]:
+    """What each caption, and each search by attributes, finds: its NUM_HITS best items."""
+    queries = {(one.group, one.key): one.queries for one in found.answered}
+    for part in found.parts:
+        key, ranked = part.text_to_item.outcomes.task, part.text_to_item.found
+        if ranked.k >= NUM_HITS:
+            items, scores = ranked.top[:, :NUM_HITS], ranked.top_scores[:, :NUM_HITS]
+        else:
+            asked = part.texts[part.data.query_texts]
+            items, scores = top_candidates(asked, part.items, NUM_HITS, device=device)
+        yield TaskHits("retrieval", key, queries["retrieval", key], items + part.first, scores)
+    for key, search in found.attribute_queries.items():
+        part = search.part
+        items, scores = top_candidates(search.embedded, part.items, NUM_HITS, device=device)
+        asked_for = queries["attribute_queries", key]
+        yield TaskHits("attribute_queries", key, asked_for, items + part.first, scores)
 
 
 def _part(
@@ -290,14 +246,15 @@ def _part(
 ) -> Part:
     """Retrieval between the items of one modality and their captions, both ways."""
     own = data.of_modality(modality)
+    _check_negatives(own, modality)
     texts = encode_texts(own.texts)
     check_embeddings(texts, "captions")
     ways = (
         (f"text_to_{modality}", texts[own.query_texts], items, own.text_to_item()),
         (f"{modality}_to_text", items, texts, own.item_to_text()),
     )
-    text_to_item, item_to_text = (_retrieval(*way, settings.ks, device) for way in ways)
-    chosen = own.auto_slices() if settings.slices == "auto" else settings.slices
+    text_to_item, item_to_text = (_retrieval(*way, settings, device) for way in ways)
+    chosen = _auto_columns(own) if settings.slices == "auto" else settings.slices
     labels = {
         # What a gate watches must be there even where "auto" would pass it over.
         column: slice_labels[column][first : first + len(own.items)]
@@ -306,16 +263,26 @@ def _part(
     return Part(modality, first, own, items, texts, text_to_item, item_to_text, labels)
 
 
+def _check_negatives(data: EvaluationSet, modality: Modality) -> None:
+    """Refuse items that all answer every query: any model would find them all."""
+    if len(data.items) > 1 and len({same_text(text) for text in data.texts}) == 1:
+        raise DataError(
+            f"all {len(data.items):,} evaluated {plural(modality)} have the same caption "
+            f"{data.texts[0]!r}: there is nothing to tell apart",
+            hint="evaluate on items with captions of their own",
+        )
+
+
 def _retrieval(
     task: str,
     queries: Embeddings,
     candidates: Embeddings,
     positives: PositiveSource,
-    ks: Sequence[int],
+    settings: EvaluateSettings,
     device: str,
 ) -> Retrieval:
-    found = ranks(queries, candidates, positives, device=device)
-    outcomes = rank_outcomes(task, found, len(candidates), positives, ks)
+    found = rankings(queries, candidates, positives, settings.map_k, device=device)
+    outcomes = rank_outcomes(task, found, len(candidates), positives, settings.ks)
     return Retrieval(outcomes, found, positives, len(candidates))
 
 
@@ -323,7 +290,7 @@ def _crossing(
     source: Part,
     target: Part,
     labels: Mapping[str, Labels],
-    ks: Sequence[int],
+    settings: EvaluateSettings,
     device: str,
 ) -> Crossing:
     """Retrieval of the items of `target` by those of `source`. `labels` are of the whole set."""
@@ -332,7 +299,7 @@ def _crossing(
     if not len(meetings.queries):
         return crossing
     queries = source.items[meetings.queries]
-    found = _retrieval(crossing.task, queries, target.items, meetings, ks, device)
+    found = _retrieval(crossing.task, queries, target.items, meetings, settings, device)
     return Crossing(source, target, meetings, found)
 
 
@@ -340,21 +307,6 @@ def _keys(part: Part, labels: Mapping[str, Labels]) -> list[list[tuple[str, str]
     last = part.first + len(part.items)
     own = {column: values[part.first : last] for column, values in labels.items()}
     return meeting_keys(part.data, own)
-
-
-def by_item(group: str, key: str, outcomes: Outcomes, part: Part, items: Ints) -> Answered:
-    """Outcomes of queries that are about one item of `part` each: `items` [num_queries] are its
-    numbers within the part, each item asked about once."""
-    numbers = items.tolist()
-    return Answered(
-        group,
-        key,
-        outcomes,
-        queries=tuple(part.data.items[item].item_id for item in numbers),
-        items=items + part.first,
-        clusters=items + part.first,
-        labels=_labels_of(part, numbers),
-    )
 
 
 def _caption_answers(part: Part) -> list[Answered]:
@@ -371,7 +323,7 @@ def _caption_answers(part: Part) -> list[Answered]:
         items=items + part.first,
         # The captions of one item say much the same: they are not independent of one another.
         clusters=items + part.first,
-        labels=_labels_of(part, items.tolist()),
+        labels=labels_of(part, items.tolist()),
     )
     every = np.arange(len(part.data.items), dtype=np.int64)
     outcomes = part.item_to_text.outcomes
@@ -395,19 +347,13 @@ def _search_answers(key: str, search: AttributeSearch) -> Answered:
     )
 
 
-def _labels_of(part: Part, items: Sequence[int]) -> dict[str, Labels]:
-    return {
-        column: [values[item] for item in items] for column, values in part.slice_labels.items()
-    }
-
-
 def _zero_shot(
     asked: ZeroShotSettings,
     labels: Labels,
     part: Part,
     encode_texts: EncodeTexts,
     device: str,
-) -> ZeroShot:
+) -> Recognition:
     classes = sorted({label for label in labels if label is not None})
     if len(classes) < 2:
         raise DataError(
@@ -416,9 +362,27 @@ def _zero_shot(
             hint="name a column with several values, or take this entry out",
         )
     embedded = class_embeddings(classes, asked.prompts, encode_texts)
-    return classify(
-        f"zero_shot_{slug(asked.name)}", part.items, labels, classes, embedded, device=device
-    )
+    task = f"zero_shot_{slug(asked.name)}"
+    result = classify(task, part.items, labels, classes, embedded, device=device)
+    return Recognition(asked, part, result, embedded)
+
+
+def _macro_figures(
+    zero_shot: Mapping[str, Recognition], resample: Callable[[int], Resamples]
+) -> list[Figure]:
+    """Mean accuracy of the classes, of each classification."""
+    found = []
+    for key, one in zero_shot.items():
+        path = f"zero_shot/{key}/macro_top_1"
+        weigh = one.result.weigh_macro_top_1
+        [figure] = estimate({path: weigh}, resample(len(one.result.items)))
+        if figure.low == figure.high:
+            # Each class is all right or all wrong. The smallest is the least to rely on.
+            fewest = int(one.result.class_counts().min())
+            low, high = unseen(np.asarray(figure.value), fewest)
+            figure = replace(figure, low=float(low), high=float(high))
+        found.append(figure)
+    return found
 
 
 def _attribute_search(
@@ -482,33 +446,17 @@ def _slice_labels(data: EvaluationSet, settings: EvaluateSettings) -> dict[str, 
     chosen = settings.slices
     if chosen == "auto":
         parts = [data.of_modality(modality) for modality in data.first_items]
-        chosen = tuple(column for part in parts for column in part.auto_slices())
+        chosen = tuple(column for part in parts for column in _auto_columns(part))
     wanted = sorted({*chosen, *settings.slices_in_metrics})
-    return {column: data.labels(column, setting="evaluate.slices") for column in wanted}
+    return {
+        column: label_slices(data.values(column, setting="evaluate.slices")) for column in wanted
+    }
 
 
-def _slices_tree(slices: Iterable[SliceScore], columns: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    keys: dict[tuple[str, str], str] = {}
-    for row in slices:
-        if row.column not in columns:
-            continue
-        column = tree.setdefault(slug(row.column), {})
-        if (row.column, row.value) not in keys:
-            # Two values may have the same slug: the later one gets a number.
-            taken = {key for (of, _), key in keys.items() if of == row.column}
-            base, number = slug(row.value), 2
-            key = base
-            while key in taken:
-                key, number = f"{base}_{number}", number + 1
-            keys[row.column, row.value] = key
-        task = column.setdefault(keys[row.column, row.value], {}).setdefault(row.task, {})
-        task[row.metric] = row.score
-        task["num_queries"] = row.num_queries
-    return tree
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(child) for key, child in value.items()}
-    return round(value, 6) if isinstance(value, float) else value
+def _auto_columns(data: EvaluationSet) -> list[str]:
+    """The columns that the items of one modality are sliced by, if none are named."""
+    return [
+        column
+        for column in data.columns()
+        if makes_slices(data.values(column, setting="evaluate.slices"))
+    ]

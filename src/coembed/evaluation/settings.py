@@ -97,12 +97,98 @@ class ContactSheetSettings(Settings):
     max_sounds_bytes: int = Field(default=6_000_000, ge=0)
 
 
+class BootstrapSettings(Settings):
+    """How often the evaluated items are drawn again for the intervals and p-values, and from which
+    seed. Models are compared on the same draws."""
+
+    num_resamples: int = Field(default=2000, ge=200, le=100_000)
+    seed: int = Field(default=0, ge=0)
+
+
+class CompositionalSettings(Settings):
+    """Captions with one thing wrong, beside true ones.
+
+    `columns`: whose values are swapped in captions that name them; "auto" takes every column of
+    strings that has 2 to 50 values. `order`: whether words change places as well. Each is asked
+    about at most `max_items` items, of each modality.
+    """
+
+    columns: tuple[str, ...] | Literal["auto"] = "auto"
+    order: bool = True
+    max_items: int = Field(default=2000, ge=1)
+
+
+class PictureCorruptions(Settings):
+    """How severely pictures are corrupted; null leaves one out.
+
+    `blur`: standard deviation of a Gaussian, as a share of the shorter side. `crop`: share of the
+    area that is left. `jpeg`: quality, 1 to 95. `noise`: standard deviation, as a share of the full
+    range. `px`: pictures whose shorter side is longer are brought down to this first.
+    """
+
+    blur: float | None = Field(default=0.015, gt=0, le=0.5)
+    crop: float | None = Field(default=0.5, gt=0, lt=1)
+    jpeg: int | None = Field(default=10, ge=1, le=95)
+    noise: float | None = Field(default=0.1, gt=0, le=1)
+    px: int = Field(default=224, ge=16)
+
+
+class SoundCorruptions(Settings):
+    """How severely sounds are corrupted; null leaves one out.
+
+    `noise_snr_db`: white noise, so much below the sound's mean power. `gain_db`: how much louder,
+    or quieter where negative. `lowpass_hz`: the highest frequency that is left. `crop`: share of
+    the duration that is left.
+    """
+
+    noise_snr_db: float | None = Field(default=10.0, ge=-40, le=80)
+    gain_db: float | None = Field(default=-20.0, ge=-60, le=40)
+    lowpass_hz: int | None = Field(default=2000, ge=50, le=24_000)
+    crop: float | None = Field(default=0.5, gt=0, lt=1)
+
+
+class CaptionCorruptions(Settings):
+    """How severely captions are corrupted: `typos` is the share of letters; null leaves them."""
+
+    typos: float | None = Field(default=0.05, gt=0, le=1)
+
+
+class RobustnessSettings(Settings):
+    """What a worse picture, sound or caption costs; null leaves a modality out.
+
+    At most `max_items` items of each modality are corrupted, chosen by the hash of their content.
+    """
+
+    image: PictureCorruptions | None = PictureCorruptions()
+    audio: SoundCorruptions | None = SoundCorruptions()
+    text: CaptionCorruptions | None = CaptionCorruptions()
+    max_items: int = Field(default=1000, ge=1)
+
+
+class GeometrySettings(Settings):
+    """Modality gap, alignment and uniformity; the last takes at most `max_points` items, and
+    captions, chosen by the hash of their content."""
+
+    max_points: int = Field(default=2000, ge=2, le=20_000)
+
+
+class CalibrationSettings(Settings):
+    """Whether scores are to be believed: in `num_bins` bins of equally many queries, over at most
+    `max_queries` of each task, chosen by the hash of their content."""
+
+    num_bins: int = Field(default=15, ge=2, le=100)
+    max_queries: int = Field(default=10_000, ge=1)
+
+
 class EvaluateSettings(Settings):
     """What is measured, on which split.
 
-    `slices`: columns to report by; "auto" takes every column of strings or booleans that has 2 to
-    50 values. `slices_in_metrics`: of these, the ones whose figures go into metrics.json too, so
-    that a promotion gate can watch them. Slices with fewer than `min_slice` queries are marked.
+    `ks` are those of recall, `map_k` is that of mean average precision. `slices`: columns to report
+    by; "auto" takes every column but those that name single items. Numbers are cut at their
+    quartiles, and of words the 50 most frequent values count. `slices_in_metrics`: of these, the
+    ones whose figures go into metrics.json too. Slices with fewer than `min_slice` queries are
+    marked.
+    `compositional`, `robustness`, `geometry`, `calibration`: each null leaves that measurement out.
     `meets_on`: columns by whose values an image and a sound belong together, beside the captions
     that they share; one value in common, in any of the columns, is enough. `precision` should be
     the one that `embed` and the search service use.
@@ -110,12 +196,18 @@ class EvaluateSettings(Settings):
 
     split: Split = "test"
     ks: tuple[int, ...] = Field(default=(1, 5, 10), min_length=1)
+    map_k: int = Field(default=10, ge=1, le=1000)
     zero_shot: tuple[ZeroShotSettings, ...] = ()
     attribute_queries: tuple[AttributeQuerySettings, ...] = ()
     meets_on: str | tuple[str, ...] | None = None
+    compositional: CompositionalSettings | None = None
+    robustness: RobustnessSettings | None = None
+    geometry: GeometrySettings | None = GeometrySettings()
+    calibration: CalibrationSettings | None = CalibrationSettings()
     slices: tuple[str, ...] | Literal["auto"] = "auto"
     slices_in_metrics: tuple[str, ...] = ()
     min_slice: int = Field(default=30, ge=1)
+    bootstrap: BootstrapSettings = BootstrapSettings()
     contact_sheet: ContactSheetSettings = ContactSheetSettings()
     batch_size: int = Field(default=256, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -46,6 +46,18 @@ class ZeroShot:
         """Mean of the classes' top-1 accuracy, whatever their numbers of items."""
         return float(self.class_top_1().mean())
 
+    def weigh_macro_top_1(self, weights: Floats) -> Floats:
+        """`macro_top_1` for each row of weights of the labelled items, [some, num_labelled] →
+        [some]; classes of which no item was drawn are left out of the mean."""
+        order = np.argsort(self.actual, kind="stable")
+        starts = np.searchsorted(self.actual[order], np.arange(len(self.classes)))
+        drawn = weights[:, order]
+        counts = np.add.reduceat(drawn, starts, axis=1)
+        right = np.add.reduceat(drawn * self.outcomes.values["top_1"][order], starts, axis=1)
+        accuracy = np.divide(right, counts, out=np.zeros_like(right), where=counts > 0)
+        mean: Floats = accuracy.sum(axis=1) / (counts > 0).sum(axis=1)
+        return mean
+
     def confusion(self) -> Ints:
         """Counts [actual class, predicted class]. Has num_classes squared cells."""
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)

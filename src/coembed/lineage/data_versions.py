@@ -15,7 +15,7 @@ import yaml
 
 from coembed.errors import DataError, UserError
 from coembed.lineage import dvc
-from coembed.lineage.git import git
+from coembed.lineage.git import find_commit
 from coembed.lineage.process import capture
 from coembed.pairs.pool import Pool, open_pool
 
@@ -88,14 +88,12 @@ def opened_version(
 
 
 def _commit(project: Path, revision: str) -> str:
-    arguments = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"]
-    done = capture(["git", *arguments], cwd=project)
-    if done.returncode != 0:
-        git(project, "rev-parse", "--git-dir")  # no repository at all is another mistake
+    commit = find_commit(project, revision)
+    if commit is None:
         raise UserError(
             f"git knows no revision {revision!r}", hint="name a commit, a branch or a tag"
         )
-    return done.stdout.strip()
+    return commit
 
 
 def _folder_hash(text: str, what: str) -> str:

@@ -15,6 +15,7 @@ from coembed.lineage.process import capture, stream, tool
 
 Outcome = Literal["ran", "cached", "unchanged"]
 LOCK = "dvc.lock"
+_RUNNING = "Running stage "
 
 
 def dvc(project: Path, *arguments: str, extra: Mapping[str, str] | None = None) -> str:
@@ -42,10 +43,32 @@ def reproduce(project: Path, stage: str, extra: Mapping[str, str] | None = None)
     command = [tool("dvc"), "--wait-for-lock", "repro", "--single-item", stage]
     code, printed = stream(command, cwd=project, extra=extra, keep=_is_the_stages_own)
     if code != 0:
-        raise _stage_error(project, stage, code)
+        hint = f"mend that and run the same command again; `coembed {stage}` runs the stage alone"
+        raise _stage_error(project, stage, code, hint)
     if f"Running stage '{stage}'" in printed:
         return "ran"
     return "unchanged" if "didn't change, skipping" in printed else "cached"
+
+
+def reproduce_anew(
+    project: Path, target: str | None, *, extra: Mapping[str, str], show: bool, hint: str
+) -> None:
+    """Run every stage, or those up to `target`, for real: out of no cache, and into none.
+
+    dvc.lock says afterwards what they made. `show` passes on what the stages print; `hint` goes
+    with the error of one that fails, which is a UserError where the stage says so.
+    """
+    command = [tool("dvc"), "--wait-for-lock", "repro", "--force", "--no-run-cache", "--no-commit"]
+    code, printed = stream(
+        [*command, *([target] if target else [])],
+        cwd=project,
+        extra=extra,
+        keep=lambda line: show and (line.startswith(_RUNNING) or _is_the_stages_own(line)),
+    )
+    if code != 0:
+        begun = [line for line in printed.splitlines() if line.startswith(_RUNNING)]
+        stage = begun[-1].removeprefix(_RUNNING).strip("':") if begun else "dvc repro"
+        raise _stage_error(project, stage, code, hint)
 
 
 def _is_the_stages_own(line: str) -> bool:
@@ -54,13 +77,13 @@ def _is_the_stages_own(line: str) -> bool:
     The flow publishes the lock file itself, so that advice would mislead.
     """
     advice = (
-        "Running stage", "> ", "Updating lock file", "To track the changes", "To enable auto",
+        _RUNNING, "> ", "Updating lock file", "To track the changes", "To enable auto",
         "\tgit add", "\tdvc config", "Use `dvc push`", "Generating lock file", "Stage '",
     )  # fmt: skip
     return bool(line.strip()) and not line.startswith(advice)
 
 
-def _stage_error(project: Path, stage: str, code: int) -> CoembedError:
+def _stage_error(project: Path, stage: str, code: int, hint: str) -> CoembedError:
     """The error of a failed stage. The verb leaves its own exit code in a small file."""
     left = project / EXIT_FOLDER / f"{stage}.json"
     said: dict[str, object] = {}
@@ -69,7 +92,7 @@ def _stage_error(project: Path, stage: str, code: int) -> CoembedError:
         left.unlink()
     return error_type(said.get("kind"))(
         f"stage {stage} failed: {said.get('error', f'dvc repro ended with code {code}')}",
-        hint=f"mend that and run the same command again; `coembed {stage}` runs the stage alone",
+        hint=hint,
     )
 
 

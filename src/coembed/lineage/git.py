@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from coembed.errors import UserError
@@ -41,33 +41,69 @@ def head_commit(project: Path) -> str:
     return done.stdout.strip()
 
 
+def user_name(project: Path) -> str:
+    """The user.name that git knows in `project`; empty where it knows none."""
+    return capture(["git", "config", "user.name"], cwd=project).stdout.strip()
+
+
 def is_dirty(project: Path) -> bool:
     """Whether anything differs from HEAD: changed, staged or untracked (ignored files aside)."""
     return bool(git(project, "status", "--porcelain", "--untracked-files=all").strip())
 
 
-def snapshot(project: Path, ref: str) -> str:
-    """The commit that holds the tree of `project` as it is now.
+def snapshot(project: Path, ref: str | None = None) -> str:
+    """The commit that holds the tree of `project` as it is now, kept for good under a ref.
 
-    A clean tree is its HEAD. A dirty one, untracked files included, becomes a commit under `ref`;
-    the user's branch, index and files stay as they are.
+    A clean tree is its HEAD. Of a dirty one, untracked files included, a commit is made; the user's
+    branch, index and files stay as they are. The same tree on the same HEAD is the same commit.
+    `ref` is the name to keep it under; where None, one that is made from the commit.
     """
     head = head_commit(project)
-    if not is_dirty(project):
-        return head
+    commit = _tree_commit(project, head) if is_dirty(project) else head
+    # HEAD as well: an amended or rebased branch would leave it to git's garbage collection.
+    git(project, "update-ref", ref or f"{RUN_REFS}/tree-{commit[:12]}", commit)
+    return commit
+
+
+def _tree_commit(project: Path, head: str) -> str:
+    """A commit on top of `head` of all that is in the tree and not ignored."""
+    date = git(project, "show", "--no-patch", "--format=%cI", head).strip()
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch) / "index"
         own_index = Path(git(project, "rev-parse", "--git-path", "index").strip())
         own_index = own_index if own_index.is_absolute() else project / own_index
         if own_index.exists():  # Starting from the user's index spares hashing unchanged files.
             shutil.copy2(own_index, index)
-        extra = {**_AUTHOR, "GIT_INDEX_FILE": os.fspath(index)}
+        extra = {
+            **_AUTHOR, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date,
+            "GIT_INDEX_FILE": os.fspath(index),
+        }  # fmt: skip
         git(project, "add", "--all", extra=extra)
         tree = git(project, "write-tree", extra=extra).strip()
-        message = f"coembed run {ref.rsplit('/', 1)[-1]}: the tree as it was"
-        commit = git(project, "commit-tree", tree, "-p", head, "-m", message, extra=extra).strip()
-    git(project, "update-ref", ref, commit)
-    return commit
+        message = "coembed: the tree as a run found it"
+        return git(project, "commit-tree", tree, "-p", head, "-m", message, extra=extra).strip()
+
+
+def find_commit(project: Path, revision: str) -> str | None:
+    """The commit that `revision` names; None where git has none. UserError where there is no git
+    repository."""
+    arguments = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"]
+    done = capture(["git", *arguments], cwd=project)
+    if done.returncode != 0:
+        git(project, "rev-parse", "--git-dir")
+        return None
+    return done.stdout.strip()
+
+
+def require_kept(project: Path, names: Iterable[str]) -> None:
+    """Refuse files and folders that are there but ignored: no commit would hold them."""
+    present = [name for name in names if (project / name).exists()]
+    found = capture(["git", "check-ignore", "--", *present], cwd=project).stdout.splitlines()
+    if found:
+        raise UserError(
+            f"git ignores {', '.join(found)}: no commit would hold what the model was made with",
+            hint="`git add --force` takes them in, or mend .gitignore",
+        )
 
 
 def add_worktree(project: Path, folder: Path, commit: str) -> None:

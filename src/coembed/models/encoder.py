@@ -4,6 +4,7 @@ and search all use.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +42,8 @@ class Encoder:
 
     spec: the model's description. embed_dim: length of an embedding. fingerprint: 64 hex digits
     over the weights, the architecture, the preprocessing, the vocabulary and the precision: two
-    encoders with one fingerprint share one embedding space.
+    encoders with one fingerprint share one embedding space. logit_scale: what the loss multiplied
+    cosines by, not its log. logit_bias: what it added to that, None where the model has none.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class Encoder:
             raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
         self.spec = spec
         self.embed_dim = spec.embed_dim
+        self.logit_scale = math.exp(float(model.logit_scale.detach()))
+        bias = model.logit_bias
+        self.logit_bias = None if bias is None else float(bias.detach())
         self.device = torch.device(device)
         self._model = model.eval().to(self.device)
         self._precision, self._batch_size = precision, batch_size

@@ -11,16 +11,18 @@ import csv
 import json
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from coembed.errors import ServiceError, UserError
+from coembed.errors import CoembedError, ServiceError, UserError
 from coembed.files import atomic_folder
-from coembed.registry._mlflow import mlflow
+from coembed.registry._mlflow import RETRIES, TIMEOUT, mlflow, patience
 from coembed.registry.opening import opening
 from coembed.registry.package import save_package
 from coembed.registry.settings import RegisterSettings
@@ -35,28 +37,53 @@ TRAINING = "train/"  # what a training's metrics begin with
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of the registered model. `source` is where its package is kept."""
+    """One version of the registered model. `source` is where its package is kept; `created` is
+    UTC."""
 
     name: str
     version: int
     run_id: str
     source: str
     tags: Mapping[str, str]
+    created: datetime
 
     @property
     def fingerprint(self) -> str:
         """The encoder's fingerprint."""
-        return self.tags["coembed.fingerprint"]
+        return self._tag("coembed.fingerprint")
 
     @property
     def precision(self) -> str:
         """The precision that the fingerprint holds for."""
-        return self.tags["coembed.precision"]
+        return self._tag("coembed.precision")
 
     @property
     def evaluation_set(self) -> str:
         """Hash of the evaluation set that its logged metrics were taken on."""
-        return self.tags["coembed.evaluation_set"]
+        return self._tag("coembed.evaluation_set")
+
+    def _tag(self, name: str) -> str:
+        try:
+            return self.tags[name]
+        except KeyError:
+            raise UserError(
+                f"version {self.version} of {self.name!r} has no tag {name}: coembed did not "
+                "register it",
+                hint="delete that version in MLflow, or keep such models under another name than "
+                "register.model",
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run. `status` and the times (UTC) are MLflow's; `metrics` are the last values."""
+
+    run_id: str
+    status: str
+    began: datetime
+    ended: datetime | None
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
 
 
 def open_registry(services: Services, settings: RegisterSettings) -> Registry:
@@ -82,13 +109,48 @@ class Registry:
 
     # Runs
 
-    def start_run(self, name: str, tags: Mapping[str, str] | None = None) -> str:
-        """Start a run and return its id."""
+    def start_run(
+        self, name: str, tags: Mapping[str, str] | None = None, *, experiment: str | None = None
+    ) -> str:
+        """Start a run, of the settings' experiment or of another, and return its id."""
         with self._explained():
             run = self._client.create_run(
-                self._experiment_id(), run_name=name, tags=dict(tags or {})
+                self._experiment_id(experiment), run_name=name, tags=dict(tags or {})
             )
         return str(run.info.run_id)
+
+    def runs(self, experiment: str | None = None, *, where: str = "") -> list[Run]:
+        """The runs of the settings' experiment or of another, oldest first; deleted ones aside.
+
+        `where` is a filter in MLflow's own words. No such experiment: no runs.
+        """
+        found: list[Run] = []
+        token = None
+        with self._explained():
+            known = self._client.get_experiment_by_name(experiment or self.settings.experiment)
+            if known is None:
+                return []
+            while True:
+                page = self._client.search_runs(
+                    [known.experiment_id],
+                    filter_string=where,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                found.extend(_read_run(run) for run in page)
+                token = page.token
+                if not token:
+                    return found
+
+    def runs_of(self, versions: Sequence[ModelVersion]) -> dict[str, Run]:
+        """Run id → run of these versions; one that somebody deleted is left out."""
+        found: dict[str, Run] = {}
+        ids = sorted({version.run_id for version in versions})
+        for start in range(0, len(ids), _ENTITIES_A_CALL):
+            some = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _ENTITIES_A_CALL])
+            for run in self.runs(where=f"attributes.run_id IN ({some})"):
+                found[run.run_id] = run
+        return found
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Id of the newest run that has all of these tags."""
@@ -102,10 +164,12 @@ class Registry:
             )
         return str(runs[0].info.run_id) if runs else None
 
-    def end_run(self, run_id: str, *, failed: bool = False) -> None:
+    def end_run(
+        self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
+    ) -> None:
         """Say that a run is over."""
         with self._explained():
-            self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+            self._client.set_terminated(run_id, status)
 
     def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """Log nested settings as `section/key`. A value too long for MLflow is cut."""
@@ -175,12 +239,28 @@ class Registry:
 
     def log_files(self, run_id: str, paths: Sequence[Path], *, folder: str | None = None) -> None:
         """Attach files and whole folders to a run."""
-        with self._explained():
+        with self._explained(), patience():
             for path in paths:
                 if path.is_dir():
                     self._client.log_artifacts(run_id, str(path), folder or path.name)
                 else:
                     self._client.log_artifact(run_id, str(path), folder)
+
+    def fetch_files(self, run_id: str, folder: str, into: Path) -> Path | None:
+        """Copy what was attached to a run as `folder` to `into`; None where nothing was."""
+        with self._explained(), patience():
+            if not self._client.list_artifacts(run_id, folder):
+                return None
+            with (
+                atomic_folder(into) as partial,
+                tempfile.TemporaryDirectory(dir=partial.parent) as scratch,
+            ):
+                found = mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=folder, dst_path=scratch, tracking_uri=self._uri
+                )
+                for path in Path(found).iterdir():
+                    path.rename(partial / path.name)
+        return into
 
     @contextlib.contextmanager
     def monitor(self, run_id: str, *, interval_s: float = 5.0) -> Iterator[None]:
@@ -214,7 +294,8 @@ class Registry:
             with tempfile.TemporaryDirectory() as scratch:
                 package = Path(scratch) / _PACKAGE
                 save_package(package, model, dim=dim, precision=precision)
-                self._client.log_artifacts(run_id, str(package), _PACKAGE)
+                with patience():
+                    self._client.log_artifacts(run_id, str(package), _PACKAGE)
             self._ensure_model()
             created = self._client.create_model_version(
                 name, f"{artifact_uri}/{_PACKAGE}", run_id, tags=dict(tags)
@@ -295,12 +376,22 @@ class Registry:
             with self._explained():
                 self._client.delete_registered_model_alias(self.settings.model, alias)
 
+    def has_package(self, version: ModelVersion) -> bool:
+        """Whether the files of a version are there: they go with its run, when that is deleted for
+        good."""
+        with self._explained():
+            found = mlflow.artifacts.list_artifacts(
+                artifact_uri=version.source, tracking_uri=self._uri
+            )
+        return bool(found)
+
     def download(self, version: ModelVersion, into: Path) -> Path:
         """The model directory of a version, copied to `into` unless it is there already."""
         if into.is_dir():
             return into
         with (
             self._explained(),
+            patience(),
             atomic_folder(into) as partial,
             tempfile.TemporaryDirectory(dir=partial.parent) as scratch,
         ):
@@ -319,8 +410,8 @@ class Registry:
                 path.rename(partial / path.name)
         return into
 
-    def _experiment_id(self) -> str:
-        name = self.settings.experiment
+    def _experiment_id(self, experiment: str | None = None) -> str:
+        name = experiment or self.settings.experiment
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
@@ -342,10 +433,46 @@ class Registry:
         try:
             yield
         except mlflow.exceptions.MlflowException as error:
-            raise ServiceError(
-                f"the registry at {self._uri} refused: {error.message}",
-                hint="is MLFLOW_TRACKING_URI right? The server's log says more",
-            ) from error
+            raise _explain(error, self._uri) from error
+
+
+# What MLflow says of a run or experiment that was deleted, and can be brought back.
+_DELETED = "must be in the 'active' state"
+
+
+def _explain(error: Any, uri: str) -> CoembedError:
+    """What an MlflowException means to a person."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, TimeoutError) for cause in causes):
+        return ServiceError(
+            f"the registry at {uri} does not answer: no answer in time, "
+            f"{int(os.environ[RETRIES]) + 1} times over",
+            hint=f"does the MLflow server hang, or is it slow? {TIMEOUT} (seconds) and {RETRIES} "
+            "in the environment give it more time",
+        )
+    if any(isinstance(cause, ConnectionError) for cause in causes):
+        return ServiceError(
+            f"the registry at {uri} went away: {error.message}",
+            hint="is the MLflow server still running? Run the same command again when it is",
+        )
+    if error.error_code == "RESOURCE_DOES_NOT_EXIST" or _DELETED in error.message:
+        return UserError(
+            f"the registry at {uri} no longer has what was asked for: {error.message}",
+            hint="was a run, an experiment or a version deleted in MLflow? `mlflow runs restore` "
+            "and `mlflow experiments restore` bring back what was not yet collected",
+        )
+    return ServiceError(
+        f"the registry at {uri} refused: {error.message}",
+        hint="is MLFLOW_TRACKING_URI right? The server's log says more",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, those that it was raised from and those in whose handling it was."""
+    yield error
+    for link in dict.fromkeys((error.__cause__, error.__context__)):
+        if link is not None:
+            yield from _causes(link)
 
 
 def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -370,6 +497,17 @@ def _flatten_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, st
     return flat
 
 
+def _read_run(found: Any) -> Run:
+    return Run(
+        run_id=str(found.info.run_id),
+        status=str(found.info.status),
+        began=_read_time(found.info.start_time),
+        ended=None if found.info.end_time is None else _read_time(found.info.end_time),
+        tags=dict(found.data.tags),
+        metrics=dict(found.data.metrics),
+    )
+
+
 def _read_version(found: Any) -> ModelVersion:
     return ModelVersion(
         name=found.name,
@@ -377,4 +515,9 @@ def _read_version(found: Any) -> ModelVersion:
         run_id=str(found.run_id),
         source=str(found.source),
         tags=dict(found.tags),
+        created=_read_time(found.creation_timestamp),
     )
+
+
+def _read_time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)

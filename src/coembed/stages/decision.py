@@ -41,4 +41,4 @@ class Decision:
     def verdict(self) -> Verdict:
         """Refused if any gate refuses, else waiting if any waits."""
         verdicts = {gate.verdict for gate in self.gates}
-        return next((v for v in ("refused", "waiting") if v in verdicts), "passed")  # type: ignore[return-value]
+        return next((v for v in ("refused", "waiting") if v in verdicts), "passed")

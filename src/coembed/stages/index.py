@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from coembed.config import Config
@@ -58,7 +59,8 @@ def run(cfg: Config, *, services: Services, embeddings: Path, version: int, out:
         "fingerprint": release.fingerprint,
         "corpus": release.corpus,
         "num_items": built.num_items,
-        "num_verified": built.num_sampled,
+        "num_verified": built.search.num_queries,
+        "search": asdict(built.search),
         "already_built": built.already_built,
     }
     write_json(out, receipt)
@@ -69,7 +71,9 @@ def run(cfg: Config, *, services: Services, embeddings: Path, version: int, out:
             ("model version", f"{release.model} v{version}"),
             ("items", f"{built.num_items:,}"),
             ("dimension", str(release.dim)),
-            ("verified", f"exact count, {built.num_sampled} items read back and found"),
+            ("verified", f"exact count, {built.search.num_queries} items read back and found"),
+            ("Recall@10 of the search", f"{built.search.recall_at_10:.3f} of a full scan's"),
+            ("one query", f"p50 {built.search.p50_ms:.1f} ms, p95 {built.search.p95_ms:.1f} ms"),
         ),
         receipt,
     )

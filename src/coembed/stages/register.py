@@ -10,18 +10,23 @@ from typing import Any
 from coembed.config import Config
 from coembed.errors import UserError
 from coembed.files import read_json, read_receipt, sha256_file, sha256_json, write_json
+from coembed.models.checkpoint import read_card
 from coembed.models.encoder import Encoder, load_encoder
-from coembed.registry.settings import CHALLENGER, CHAMPION
-from coembed.registry.store import Registry, open_registry
+from coembed.registry.past_runs import COMMIT, DATA, LOCK, WEIGHTS
+from coembed.registry.settings import CHALLENGER, CHAMPION, EVALUATED
+from coembed.registry.store import Registry, flatten_metrics, open_registry
 from coembed.services import Services
 from coembed.stages.result import Result
 
+# What the tags of a version begin with that hold a metric the policy names.
+METRIC_TAG = "coembed.metric/"
 _MADE_BY = "coembed evaluate"
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where a model came from. `files` (dvc.lock, params.yaml, data.dvc) go into the run."""
+    """Where a model came from. `files` (dvc.lock, params.yaml, data.dvc, environment.json) go into
+    the run's `lineage/`, `tags` to run and version."""
 
     git_commit: str
     data_md5: str
@@ -62,7 +67,14 @@ def run(
         run_id = run_id or registry.find_run(key)
         if run_id is None:
             run_id = registry.start_run(f"{lineage.git_commit[:8]}-{encoder.fingerprint[:8]}", key)
-        tags = {**identity, **key, **_lineage_tags(lineage)}
+        tags = {
+            **identity,
+            **key,
+            EVALUATED: str(evaluated["fingerprint"]),
+            WEIGHTS: read_card(model).weights_sha256,
+            **_lineage_tags(lineage),
+            **_metric_tags(cfg, metrics),
+        }
         if registry.tags(run_id).get("coembed.logged") != key["coembed.key"]:
             _log(registry, run_id, cfg, model, evaluation, metrics, lineage, tags)
             registry.log_tags(run_id, {"coembed.logged": key["coembed.key"]})
@@ -81,6 +93,7 @@ def run(
         "created": created,
     }
     write_json(out, receipt)
+    headline = flatten_metrics(metrics).get(cfg.promote.metric)
     return Result(
         f"Registered {version.name} version {version.version}"
         if created
@@ -90,7 +103,7 @@ def run(
             ("fingerprint", encoder.fingerprint[:16]),
             ("run", version.run_id),
             ("git commit", lineage.git_commit[:12]),
-            (cfg.promote.metric, _shown(metrics, cfg.promote.metric)),
+            (cfg.promote.metric, "not measured" if headline is None else f"{headline:.4f}"),
         ),
         receipt,
     )
@@ -115,16 +128,23 @@ def _check_evaluated(
 
 def _lineage_tags(lineage: Lineage) -> dict[str, str]:
     tags = {
-        "coembed.git_commit": lineage.git_commit,
-        "coembed.data_md5": lineage.data_md5,
+        COMMIT: lineage.git_commit,
+        DATA: lineage.data_md5,
         **lineage.tags,
     }
     # MLflow's own page shows the commit of a run under this name.
     tags["mlflow.source.git.commit"] = lineage.git_commit
     for path in lineage.files:
         if path.name == "dvc.lock":
-            tags["coembed.dvc_lock"] = sha256_file(path)
+            tags[LOCK] = sha256_file(path)
     return tags
+
+
+def _metric_tags(cfg: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics that the policy names, so that they stay when the run is deleted."""
+    flat = flatten_metrics(metrics)
+    named = dict.fromkeys((cfg.promote.metric, *cfg.promote.guards, *cfg.promote.floors))
+    return {METRIC_TAG + path: f"{flat[path]:.6f}" for path in named if path in flat}
 
 
 def _log(
@@ -146,10 +166,3 @@ def _log(
         registry.log_files(run_id, [history], folder="training")
     registry.log_files(run_id, [evaluation], folder="evaluation")
     registry.log_files(run_id, lineage.files, folder="lineage")
-
-
-def _shown(metrics: Mapping[str, Any], path: str) -> str:
-    value: Any = metrics
-    for key in path.split("/"):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return f"{value:.4f}" if isinstance(value, int | float) else "not measured"

@@ -3,71 +3,92 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from coembed.config import Config
 from coembed.errors import UserError
 from coembed.files import write_json
-from coembed.index.qdrant import open_index
-from coembed.registry.settings import CHAMPION, PREVIOUS, ROLLED_BACK
-from coembed.registry.store import open_registry
+from coembed.registry.settings import PREVIOUS
 from coembed.services import Services
-from coembed.stages.release import reconcile, releases, serve
+from coembed.stages.promotion import (
+    Stores,
+    called,
+    find_collection,
+    open_stores,
+    served_version,
+    switch,
+)
+from coembed.stages.reconcile import reconcile
 from coembed.stages.result import Result
 
 
-def run(cfg: Config, *, services: Services, out: Path, version: int | None = None) -> Result:
+def run(
+    cfg: Config,
+    *,
+    services: Services,
+    runs: Path,
+    out: Path,
+    by: str,
+    why: str = "",
+    version: int | None = None,
+) -> Result:
     """Serve `version` again, or without one the version that the champion replaced.
 
     Its collection must still be in the index. Nothing is embedded or evaluated: this takes seconds.
-    The version that was served becomes `previous`, so that a second rollback undoes the first.
+    `out` is the receipt's file.
     """
-    registry = open_registry(services, cfg.register_)
-    with open_index(services, cfg.index) as index:
-        alias = cfg.index.collection
-        reconcile(registry, index, alias=alias)
-        aliases = registry.aliases()
-        target = version if version is not None else aliases.get(PREVIOUS)
-        if target is None:
-            raise UserError(
-                "there is no version to go back to: nothing has been replaced yet",
-                hint="name one with --version",
-            )
-        registered = registry.version(target)
-        held = {
-            name: release
-            for name, release in releases(index, alias=alias, model=registered.name).items()
-            if release.version == target
-            and release.fingerprint == registered.fingerprint
-            and index.describe(name).metadata.get("state") == "built"
-        }
-        if not held:
-            raise UserError(
-                f"the index holds no whole collection of version {target}",
-                hint="check out that version's commit and run `coembed embed` and "
-                f"`coembed index`; index.keep (now {cfg.index.keep}) says how many stay",
-            )
-        wanted = registered.tags.get("coembed.collection", "")
-        collection = wanted if wanted in held else next(iter(held))
-        before = aliases.get(CHAMPION)
-        if before is not None and before != target:
-            registry.tag_version(before, {ROLLED_BACK: str(target)})
-        if registered.tags.get(ROLLED_BACK):
-            registry.tag_version(target, {ROLLED_BACK: ""})
-        serve(registry, index, alias=alias, collection=collection, version=target)
-    receipt = {
+    with open_stores(cfg, services, runs=runs) as stores:
+        receipt = roll_back(stores, version=version, by=by, why=why)
+    write_json(out, receipt)
+    before, target = receipt["champion_before"], receipt["version"]
+    title = f"{receipt['model']} version {target} is served again"
+    if not receipt["moved"]:
+        title = f"{receipt['model']} version {target} is served already: nothing moved"
+    rows = [
+        ("before", called(before)),
+        ("now", called(target)),
+        ("search", f"{receipt['alias']} → {receipt['collection']}"),
+        ("by", by),
+    ]
+    if why:
+        rows.append(("reason", why))
+    return Result(title, tuple(rows), receipt)
+
+
+def roll_back(stores: Stores, *, version: int | None, by: str, why: str = "") -> dict[str, Any]:
+    """The same on open stores; returns the receipt.
+
+    The version that was served becomes `previous`, so that a second rollback undoes the first. `by`
+    and `why` are kept in the journal.
+    """
+    reconcile(stores)
+    target = version if version is not None else stores.registry.aliases().get(PREVIOUS)
+    if target is None:
+        raise UserError(
+            "there is no version to go back to: nothing has been replaced yet",
+            hint="name one: `coembed rollback VERSION`; `coembed models` lists them",
+        )
+    registered = stores.registry.version(target)
+    collection = find_collection(stores, registered)
+    current = served_version(stores)
+    before = current.version if current else None
+    moved = switch(
+        stores,
+        kind="rollback",
+        version=target,
+        collection=collection,
+        before=before,
+        by=by,
+        why=why,
+        gate=registered.tags.get("coembed.gate", ""),
+    )
+    return {
         "model": registered.name,
         "version": target,
         "collection": collection,
-        "alias": alias,
+        "alias": stores.alias,
         "champion_before": before,
+        "moved": moved,
+        "by": by,
+        "reason": why,
     }
-    write_json(out, receipt)
-    return Result(
-        f"{registered.name} version {target} is served again",
-        (
-            ("before", "nothing" if before is None else f"version {before}"),
-            ("now", f"version {target}"),
-            ("search", f"{alias} → {collection}"),
-        ),
-        receipt,
-    )

@@ -15,6 +15,7 @@ from coembed.config import Config
 from coembed.errors import DataError
 from coembed.files import read_json, sha256_file, sha256_json, write_json
 from coembed.index.qdrant import open_index
+from coembed.registry.journal import Journal
 from coembed.registry.settings import CHAMPION
 from coembed.registry.store import open_registry
 from coembed.services import Services
@@ -58,7 +59,10 @@ def find(cfg: Config, *, services: Services, project: Path, receipt: Path) -> Re
     with open_index(services, cfg.index) as index:
         if index.aliases().get(cfg.index.collection) != left["collection"]:
             return None
-    if open_registry(services, cfg.register_).aliases().get(CHAMPION) != left["version"]:
+    registry = open_registry(services, cfg.register_)
+    if registry.aliases().get(CHAMPION) != left["version"]:
+        return None
+    if Journal(registry).open_entries():  # a switch was cut short: the flow closes it
         return None
     rows = (
         ("champion", f"{cfg.register_.model} version {left['version']}"),

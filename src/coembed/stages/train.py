@@ -34,14 +34,16 @@ from coembed.models.lora import merge_lora
 from coembed.models.spec import ModelSpec
 from coembed.pairs.shards import num_samples
 from coembed.stages.result import Result
+from coembed.stages.trained_on import find_ancestors, write_trained_on
 from coembed.training.cache_folder import CacheFolder
 from coembed.training.data import Batches, Stream
 from coembed.training.device import choose_device, choose_precision, repeatable
 from coembed.training.distributed import Place, World, open_world, own_device
 from coembed.training.loop import HISTORY_COLUMNS, Trained, Validate, train
+from coembed.training.media import num_cores
 from coembed.training.optim import add_adapters
 from coembed.training.resume import Row
-from coembed.training.settings import CacheSettings, Precision
+from coembed.training.settings import CacheSettings, Precision, TrainSettings
 from coembed.training.sources import Source, open_stream
 from coembed.training.teacher import open_teacher
 from coembed.training.validation import headline, validate
@@ -95,11 +97,12 @@ def _run(
         "precision": precision,
     }
     loss = cast(Loss, cast(Any, settings.loss).build())
-    teacher = None
+    teacher, name = None, None
     if loss.uses_teacher:
         name = cast(Any, settings.loss).teacher
         teacher = open_teacher(name, root=root, device=str(device))
         identity["teacher"] = teacher.fingerprint
+    ancestors = find_ancestors(cfg.model, teacher=name, root=root)
     model, spec = build_model(cfg.model, seed=cfg.seed, root=root)
     # Architectures, tokenizers and checkpoints may be named by a path: what they hold counts.
     identity["model"] = sha256_json(_description(spec))
@@ -142,6 +145,10 @@ def _run(
             with atomic_folder(out) as folder:
                 save_model(folder, model, spec, identity)
                 write_text(folder / "history.csv", _to_csv(trained.history))
+                receipt["trained_on"] = write_trained_on(
+                    folder, pairs, num_val=_num_val(settings), val_decides=_val_decides(settings),
+                    ancestors=ancestors, num_threads=num_cores(),
+                )  # fmt: skip
                 write_receipt(folder, receipt)
         world.barrier()
     return _result(receipt, trained, batches, opened.words)
@@ -190,6 +197,16 @@ def _check_val(cfg: Config, pairs: Path) -> None:
             f"train has {wanting}, but the val split holds no items",
             hint="give it a larger share in curate.split, or leave that setting out",
         )
+
+
+def _num_val(settings: TrainSettings) -> int:
+    """How many items of each modality of the val split are looked at."""
+    return 0 if settings.validate_every_epochs is None else settings.max_val_items
+
+
+def _val_decides(settings: TrainSettings) -> bool:
+    """Whether the weights that are kept depend on the val split."""
+    return settings.early_stopping is not None or settings.save_weights == "best"
 
 
 def _deciding(cfg: Config) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_slices_and_plots_know_the_modality(made: Path) -> None:
     columns: dict[str, set[str]] = {}
     for row in rows:
         columns.setdefault(row["task"], set()).add(row["column"])
-    assert columns["text_to_image"] == {"colour", "composition", "shape"}
+    assert columns["text_to_image"] == {"colour", "composition", "price", "shape"}
     assert columns["text_to_audio"] == columns["zero_shot_noise_audio"] == {
         "noise", "pitch", "shape",
     }  # fmt: skip
@@ -223,7 +223,9 @@ def test_sounds_alone(tmp_path: Path, made: Path, model: Path) -> None:
                attribute_queries=[], slices_in_metrics=[])  # fmt: skip
     assert rows["sounds"] == "24"
     metrics, mixed = metrics_of(tmp_path / "out"), metrics_of(made)
-    assert set(metrics) == {"num_items", "num_captions", "retrieval", "zero_shot"}
+    assert set(metrics) == {
+        "num_items", "num_captions", "retrieval", "zero_shot", "geometry", "calibration",
+    }  # fmt: skip
     assert metrics["retrieval"]["text_to_audio"] == mixed["retrieval"]["text_to_audio"]
     assert metrics["zero_shot"]["noise"] == mixed["zero_shot"]["noise_audio"]
     deaf = write_model(tmp_path / "two")

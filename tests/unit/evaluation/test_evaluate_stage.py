@@ -17,6 +17,8 @@ from evaluated_pairs import catalogue, make_config, tree_bytes, write_model, wri
 from PIL import Image
 
 from coembed.errors import DataError, ModelError
+from coembed.evaluation.comparison import compare
+from coembed.evaluation.outcomes_file import read_hits, read_outcomes
 from coembed.models.encoder import load_encoder
 from coembed.pairs.shards import read_samples
 from coembed.stages import evaluate
@@ -53,12 +55,19 @@ def run(tmp_path: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, 
     return json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
+def average_precision_at_10(scores: np.ndarray, right: np.ndarray) -> float:
+    """Of one query, with `right` where positives are."""
+    hits = right[np.argsort(-scores)][:10]
+    return float((hits * hits.cumsum() / np.arange(1, len(hits) + 1)).sum() / min(right.sum(), 10))
+
+
 def test_metrics_are_those_of_a_plain_computation(tmp_path: Path, pairs: Path, model: Path) -> None:
     metrics = run(tmp_path, model, pairs)
     samples = list(read_samples(pairs, "test"))
     encoder = load_encoder(model, device="cpu")
     images = encoder.encode_images([sample.media for sample in samples]).astype(np.float64)
     text_ranks, image_ranks = [], []
+    text_precision, image_precision = [], []
     texts = list(dict.fromkeys(text for sample in samples for text in sample.captions))
     embedded = encoder.encode_texts(texts).astype(np.float64)
     for sample, image in zip(samples, images, strict=True):
@@ -66,15 +75,21 @@ def test_metrics_are_those_of_a_plain_computation(tmp_path: Path, pairs: Path, m
             scores = images @ embedded[texts.index(text)]
             right = np.asarray([text in other.captions for other in samples])
             text_ranks.append(1 + (scores[~right] > scores[right].max()).sum())
+            text_precision.append(average_precision_at_10(scores, right))
         scores = embedded @ image
         right = np.asarray([text in sample.captions for text in texts])
         image_ranks.append(1 + (scores[~right] > scores[right].max()).sum())
-    for task, expected in (("text_to_image", text_ranks), ("image_to_text", image_ranks)):
+        image_precision.append(average_precision_at_10(scores, right))
+    for task, expected, precision in (
+        ("text_to_image", text_ranks, text_precision),
+        ("image_to_text", image_ranks, image_precision),
+    ):
         found = metrics["retrieval"][task]
         ranks = np.asarray(expected)
         assert found["num_queries"] == len(ranks)
         for k in (1, 5, 10):
             assert found[f"recall_at_{k}"] == pytest.approx((ranks <= k).mean(), abs=1e-6)
+        assert found["map_at_10"] == pytest.approx(np.mean(precision), abs=1e-6)
         assert found["mrr"] == pytest.approx((1 / ranks).mean(), abs=1e-6)
         assert found["median_rank"] == np.median(ranks)
     assert metrics["num_items"] == 70
@@ -103,11 +118,46 @@ def test_twice_gives_the_same_bytes_and_no_path(tmp_path: Path, pairs: Path, mod
     run(tmp_path, model, pairs)
     assert tree_bytes(tmp_path / "out") == first
     assert set(first) == {
-        "metrics.json", "slices.csv", "report.html", "receipt.json", "plots/recall_at_k.csv",
-        "plots/recall_by_slice.csv", "plots/confusion_shape.csv",
+        "metrics.json", "intervals.json", "slices.csv", "outcomes.parquet", "hits.parquet",
+        "report.html", "receipt.json", "plots/recall_at_k.csv", "plots/recall_by_slice.csv",
+        "plots/confusion_shape.csv", "plots/figures.csv", "plots/reliability_text_to_image.csv",
+        "plots/reliability_image_to_text.csv", "plots/reliability_zero_shot_shape.csv",
     }  # fmt: skip
     for name, data in first.items():
         assert str(tmp_path).encode() not in data, name
+
+
+def test_plots_hold_figures_costs_and_reliability(tmp_path: Path, pairs: Path, model: Path) -> None:
+    metrics = run(tmp_path, model, pairs, robustness={})
+    intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
+    plots = tmp_path / "out" / "plots"
+
+    def read(name: str) -> list[dict[str, str]]:
+        with (plots / name).open() as file:
+            return list(csv.DictReader(file))
+
+    recall = next(row for row in read("figures.csv") if row["task"] == "text_to_image")
+    path = "retrieval/text_to_image/recall_at_10"
+    assert recall["metric"] == "recall_at_10"
+    assert [float(recall[name]) for name in ("low", "high")] == intervals[path]
+    assert float(recall["score"]) == metrics["retrieval"]["text_to_image"]["recall_at_10"]
+
+    blur = next(row for row in read("robustness.csv") if row["task"] == "blur_image_to_text")
+    found = metrics["robustness"]["blur_image_to_text"]
+    assert float(blur["corrupted"]) == found["recall_at_10"]
+    assert float(blur["drop"]) == found["recall_at_10_drop"]
+    clean = metrics["retrieval"]["image_to_text"]["recall_at_10"]  # all items were corrupted
+    assert float(blur["clean"]) == pytest.approx(clean, abs=1e-6)
+    assert float(blur["low"]) <= float(blur["drop"]) <= float(blur["high"])
+
+    bins = read("reliability_text_to_image.csv")
+    num = sum(int(row["num_queries"]) for row in bins)
+    assert num == metrics["retrieval"]["text_to_image"]["num_queries"]
+    right = sum(float(row["share_right"]) * int(row["num_queries"]) for row in bins) / num
+    assert right == pytest.approx(metrics["retrieval"]["text_to_image"]["recall_at_1"], abs=1e-5)
+    run(tmp_path, model, pairs, calibration=None)
+    assert not (plots / "robustness.csv").exists()
+    assert not list(plots.glob("reliability_*"))
 
 
 def test_plots_and_slices_are_tables(tmp_path: Path, pairs: Path, model: Path) -> None:
@@ -119,7 +169,11 @@ def test_plots_and_slices_are_tables(tmp_path: Path, pairs: Path, model: Path) -
     assert right == pytest.approx(metrics["zero_shot"]["shape"]["top_1"], abs=1e-6)
     with (out / "slices.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["column"] for row in rows} == {"colour", "shape", "composition"}
+    assert {row["column"] for row in rows} == {"colour", "shape", "composition", "price"}
+    prices = {row["value"] for row in rows if row["column"] == "price"}
+    assert prices == {"0 to 25.5", "27 to 51", "52.5 to 78", "79.5 to 103.5"}  # quartiles
+    for row in rows:
+        assert float(row["low"]) <= float(row["score"]) <= float(row["high"])
     assert {row["small"] for row in rows} <= {"true", "false"}
     tasks = {"text_to_image", "image_to_text", "zero_shot_shape", "attribute_queries_colour_shape"}
     assert {row["task"] for row in rows} == tasks
@@ -135,6 +189,113 @@ def test_plots_and_slices_are_tables(tmp_path: Path, pairs: Path, model: Path) -
             )
         )
     )
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, float]:
+    """Numbers of metrics.json by their paths."""
+    found: dict[str, float] = {}
+    for name, value in tree.items():
+        path = f"{above}{name}"
+        found |= flat(value, f"{path}/") if isinstance(value, dict) else {path: value}
+    return found
+
+
+def test_every_figure_has_an_interval(tmp_path: Path, pairs: Path, model: Path) -> None:
+    metrics = flat(run(tmp_path, model, pairs))
+    intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())
+    known = ("num_", "chance_", "best_")  # counted or computed, not measured
+    assert set(intervals) == {
+        path for path in metrics if not path.rpartition("/")[2].startswith(known)
+    }
+    assert "zero_shot/shape/macro_top_1" in intervals
+    assert "retrieval/text_to_image/median_rank" in intervals
+    assert "slices/composition/unseen/text_to_image/recall_at_10" in intervals
+    for path, (low, high) in intervals.items():
+        assert low < high, path
+        if path.startswith(("retrieval", "zero_shot", "slices")):
+            assert low <= metrics[path] <= high, path
+
+
+def test_outcomes_are_what_the_metrics_are_means_of(
+    tmp_path: Path, pairs: Path, model: Path
+) -> None:
+    metrics = flat(run(tmp_path, model, pairs))
+    found = read_outcomes(tmp_path / "out" / "outcomes.parquet")
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert found.evaluation_set == receipt["evaluation_set"]
+    for task in found.tasks.values():
+        assert len(task.queries) == metrics[task.path("num_queries")]
+        for metric, values in task.values.items():
+            assert values.mean() == pytest.approx(metrics[task.path(metric)], abs=1e-6)
+    samples = {sample.item_id: sample for sample in read_samples(pairs, "test")}
+    captions = found.tasks["retrieval/text_to_image"]
+    for query, item_id, colour in zip(
+        captions.queries, captions.item_ids, captions.labels["colour"], strict=True
+    ):
+        name, _, caption = query.partition(": ")
+        assert name == item_id and caption in samples[item_id].captions
+        assert colour == samples[item_id].attributes["colour"]
+    assert set(found.tasks["attribute_queries/colour_shape"].item_ids) == {""}
+
+
+def test_hits_are_the_nearest_items(tmp_path: Path, pairs: Path, model: Path) -> None:
+    samples = list(read_samples(pairs, "test"))
+    encoder = load_encoder(model, device="cpu")
+    images = encoder.encode_images([sample.media for sample in samples])
+    caption = samples[5].captions[1]
+    wanted = {
+        "retrieval/text_to_image": [f"{samples[5].item_id}: {caption}"],
+        "attribute_queries/colour_shape": ["red ring"],
+    }
+    for map_k in (10, 3):  # the ten best are there whatever the metrics need
+        run(tmp_path, model, pairs, map_k=map_k)
+        found = read_hits(tmp_path / "out" / "hits.parquet", wanted)
+        for (task, [query]), text in zip(wanted.items(), (caption, "red ring"), strict=True):
+            scores = images @ encoder.encode_texts([text])[0]
+            best = np.argsort(-scores, kind="stable")[:10]
+            hits = found[task][query]
+            assert [hit.item_id for hit in hits] == [samples[item].item_id for item in best]
+            assert [hit.score for hit in hits] == pytest.approx(scores[best].tolist(), abs=1e-6)
+
+
+def test_two_models_are_compared_from_their_files(tmp_path: Path, pairs: Path, model: Path) -> None:
+    other = write_model(tmp_path / "model", seed=3)
+    outcomes = []
+    for number, chosen in enumerate((model, other)):
+        metrics = flat(run(tmp_path / str(number), chosen, pairs))
+        outcomes.append(read_outcomes(tmp_path / str(number) / "out" / "outcomes.parquet"))
+    headline = "retrieval/text_to_image/recall_at_10"
+    settings: dict[str, Any] = {
+        "headline": headline, "bootstrap": make_config().evaluate.bootstrap, "min_slice": 5,
+    }  # fmt: skip
+    same = compare(outcomes[0], outcomes[0], **settings)
+    assert {row.difference for row in (*same.overall, *same.slices)} == {0}
+    assert not any(row.significant for row in (*same.overall, *same.slices))
+    assert (same.left_out, same.broken, same.mended) == ((), (), ())
+    found = compare(*outcomes, **settings)
+    row = found.difference(headline)
+    assert row is not None and row.challenger == pytest.approx(metrics[headline], abs=1e-6)
+    assert found.num_mended - found.num_broken == round(row.difference * row.num_queries)
+
+
+def test_table_shows_intervals(tmp_path: Path, pairs: Path, model: Path) -> None:
+    cfg = make_config(evaluate=EVALUATE)
+    rows = dict(evaluate.run(cfg, model=model, pairs=pairs, out=tmp_path / "out").rows)
+    shown = rows["Text → image, Recall@10"]
+    assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\] \(guessing: [\d.]+ %\)", shown)
+
+
+def test_receipt_says_how_it_was_measured(tmp_path: Path, pairs: Path, model: Path) -> None:
+    def measured(**settings: Any) -> str:
+        run(tmp_path, model, pairs, **settings)
+        found: str = json.loads((tmp_path / "out" / "receipt.json").read_text())["measured"]
+        return found
+
+    first = measured()
+    assert first == measured(
+        batch_size=7, min_slice=9, slices=["composition"], bootstrap={"seed": 1}
+    )
+    assert measured(ks=[1, 5]) != first
 
 
 def test_contact_sheet_holds_pictures(tmp_path: Path, pairs: Path, model: Path) -> None:
@@ -167,7 +328,9 @@ def test_bare_settings_need_no_attributes(tmp_path: Path, model: Path) -> None:
     cfg = make_config()
     result = evaluate.run(cfg, model=model, pairs=pairs, out=tmp_path / "out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics) == {"num_items", "num_captions", "retrieval"}
+    assert set(metrics) == {
+        "num_items", "num_captions", "retrieval", "geometry", "calibration",
+    }  # fmt: skip
     assert dict(result.rows)["images"] == "20"
 
 
@@ -193,6 +356,12 @@ def test_a_column_of_one_value_tells_nothing_apart(tmp_path: Path, model: Path) 
         for sample in catalogue(5, seed=3)
     ]
     with pytest.raises(DataError, match="only the value 'disc'"):
+        run(tmp_path, model, pairs_of(tmp_path, same), slices_in_metrics=[])
+
+
+def test_items_of_one_caption_have_no_negatives(tmp_path: Path, model: Path) -> None:
+    same = [replace(sample, captions=("A shoe", "a  shoe")) for sample in catalogue(5, seed=3)]
+    with pytest.raises(DataError, match="all 5 evaluated images have the same caption 'A shoe'"):
         run(tmp_path, model, pairs_of(tmp_path, same), slices_in_metrics=[])
 
 

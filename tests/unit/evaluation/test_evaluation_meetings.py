@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from coembed.errors import DataError
+from coembed.evaluation.calibration import Logits
 from coembed.evaluation.evaluation_set import EvaluatedItem, EvaluationSet
-from coembed.evaluation.measure import Crossing, Measurements, measure, metrics_tree
+from coembed.evaluation.measure import Measurements, measure
 from coembed.evaluation.meetings import Meetings, meet, meeting_keys
+from coembed.evaluation.metrics import metrics_tree
+from coembed.evaluation.parts import Crossing
 from coembed.evaluation.retrieval import Positives, ranks
 from coembed.evaluation.settings import EvaluateSettings
 from coembed.types import Modality
@@ -62,7 +65,12 @@ def measured(
 ) -> tuple[Measurements, dict[str, Crossing]]:
     asked = EvaluateSettings.model_validate({"ks": [1, 2], **settings})
     found = measure(
-        EvaluationSet(items), embedded or {"image": IMAGES, "audio": SOUNDS}, encode_texts, asked
+        EvaluationSet(items),
+        embedded or {"image": IMAGES, "audio": SOUNDS},
+        encode_texts,
+        asked,
+        logits=Logits(20.0),
+        corrupted={},
     )
     return found, {crossing.task: crossing for crossing in found.crossings}
 
@@ -155,11 +163,17 @@ def test_metrics_of_the_directions() -> None:
         "num_candidates": 3,
         "recall_at_1": round(1 / 3, 6),
         "recall_at_2": 1.0,
+        # The kettle finds boiling and the whistle first; the others find theirs at place 2.
+        "map_at_10": round((1 + 1 / 2 + 1 / 2) / 3, 6),
         "mrr": round(2 / 3, 6),
         "median_rank": 2.0,
         # By chance: 2, 1 and 1 positives among 3 candidates.
         "chance_recall_at_1": round((2 + 1 + 1) / 9, 6),
         "chance_recall_at_2": round((3 + 2 + 2) / 9, 6),
+        # Two positives at 1 and 2, at 1 and 3 or at 2 and 3; one positive at any place.
+        "chance_map_at_10": round(
+            ((1 + (1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 3 + 2 * (1 + 1 / 2 + 1 / 3) / 3) / 3, 6
+        ),
         "chance_mrr": round(((2 / 3 + 1 / 3 / 2) + 2 * (1 + 1 / 2 + 1 / 3) / 3) / 3, 6),
     }
     assert metrics["retrieval"]["audio_to_text"]["num_candidates"] == 4  # the sounds' own captions
@@ -221,14 +235,20 @@ def test_metrics_of_images_do_not_change_when_sounds_are_there() -> None:
     settings = EvaluateSettings.model_validate(
         {"ks": [1, 2], "zero_shot": [{"column": "kind"}], "slices_in_metrics": ["kind"]}
     )
-    pictures = measure(EvaluationSet(ITEMS[:4]), {"image": IMAGES}, encode_texts, settings)
-    both, _ = measured(**settings.model_dump(exclude={"ks"}))
+    asked = settings.model_dump(exclude={"ks"})
+    pictures, _ = measured(ITEMS[:4], {"image": IMAGES}, **asked)
+    both, _ = measured(**asked)
     alone, mixed = metrics_tree(pictures, settings), metrics_tree(both, settings)
-    assert set(alone) == {"num_items", "num_captions", "retrieval", "zero_shot", "slices"}
+    assert set(alone) == {
+        "num_items", "num_captions", "retrieval", "zero_shot", "geometry", "calibration", "slices",
+    }  # fmt: skip
     for task in ("text_to_image", "image_to_text"):
         assert mixed["retrieval"][task] == alone["retrieval"][task]
         assert mixed["slices"]["kind"]["mug"][task] == alone["slices"]["kind"]["mug"][task]
     assert mixed["zero_shot"] == alone["zero_shot"]
+    assert mixed["geometry"]["image"] == alone["geometry"]["image"]
+    for task, figures in alone["calibration"].items():
+        assert mixed["calibration"][task] == figures
 
 
 def test_items_of_a_modality_stand_together() -> None:

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coembed.errors import DataError
-from coembed.evaluation.charts import line_chart, nice_ticks, read_history
+from coembed.evaluation.charts import (
+    Forest,
+    Mark,
+    ReliabilityChart,
+    line_chart,
+    nice_ticks,
+    read_history,
+    reliability_chart,
+)
 from coembed.evaluation.contact_sheet import (
     ShownHit,
     ShownItem,
@@ -22,14 +30,23 @@ from coembed.evaluation.contact_sheet import (
     shown_items,
     worst,
 )
+from coembed.evaluation.origins import Origins, SplitRow
 from coembed.evaluation.report import (
+    VERDICT_PLACE,
+    Geometry,
     Headline,
     MetricRow,
+    Reliability,
     Report,
     SearchGroup,
+    WorseQueries,
+    interval,
+    leading,
     percent,
+    points,
     render,
     slice_table,
+    weakest,
     words,
     zero_shot_view,
 )
@@ -47,26 +64,57 @@ def make_report(text: str) -> Report:
         np.eye(2, dtype=np.float32)[::-1].copy(),
     )  # fmt: skip
     hit = ShownHit(0, 0.5, False, ((text, False), ("b", True)))
-    row = SliceScore("t", "colour", text, 3, True, "recall_at_10", 0.2, 0.4, 0.1)
+    row = make_slice("t", text, 0.2, low=0.1, high=0.35, small=True)
     table = slice_table([row], "t", "recall_at_10")
     assert table is not None
+    bounds = (0.25, 0.75)
     return Report(
         facts=[("split", text)],
-        headlines=[Headline(text, text, 0.5, 0.1)],
-        metrics=[("text_to_image", [MetricRow("median_rank", 2.5, None, False)])],
+        headlines=[Headline(text, text, 0.5, 0.1, bounds)],
+        metrics=[
+            (
+                "text_to_image",
+                [
+                    MetricRow("recall_at_10", 0.5, 0.1, True, bounds, leads=True, detail=text),
+                    MetricRow("median_rank", 2.5, None, False, (2.0, 3.5)),
+                ],
+            )
+        ],
         groups=[SearchGroup(text, text, [ShownSearch(text, (hit,), 1, 0, 2.0)])],
         directions=[("text_to_image", text)],
         notes=[text],
         items={0: ShownItem(PIXEL)},
-        zero_shot=[zero_shot_view(text, shot)],
+        zero_shot=[zero_shot_view(text, shot, {text: bounds})],
         slices=[table],
         min_slice=30,
         curves=[line_chart("loss", [(0, 3.0), (10, 1.0)])],
+        weakest=[row],
+        robustness=[WorseQueries(text, "top_1", 9, 0.9, 0.6, bounds, 0.3, (0.1, 0.5))],
+        reliability=[Reliability(text, square(text), [(text, 0.25, bounds)])],
+        reliability_explained=text,
+        geometry=[Geometry(text, [(text, -2.5, None)])],
+        origins=Origins((text,), (SplitRow(text, 9, None, text),), ((text, text),)),
     )
 
 
+def make_slice(
+    task: str, value: str, score: float, *, low: float, high: float, small: bool = False
+) -> SliceScore:
+    return SliceScore(
+        task=task, column="colour", value=value, num_queries=3, small=small,
+        metric="recall_at_10", score=score, low=low, high=high, overall=0.4, chance=0.1,
+    )  # fmt: skip
+
+
+def square(text: str) -> ReliabilityChart:
+    return reliability_chart([(0.5, 0.25, 0.0, 1.0, text)])
+
+
+_ADDRESSES = ("src", "href", "data", "action", "srcset", "xlink:href")
+
+
 class _Page(HTMLParser):
-    """Collects what could reach out or run."""
+    """Collects what could reach out or run. What points within the page does neither."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +125,8 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for name, value in attrs:
-            if name in ("src", "href", "data", "action", "srcset", "xlink:href"):
+            within = name == "href" and (value or "").startswith("#")
+            if name in _ADDRESSES and not within:
                 self.sources.append(value or "")
             if name.startswith("on"):
                 self.handlers.append(name)
@@ -129,26 +178,78 @@ def test_the_same_values_make_the_same_bytes() -> None:
 
 
 def test_the_parser_of_these_tests_does_see_a_script() -> None:
-    page = parse('<p onclick="x()"><script src="https://example.org/x.js"></script>')
-    assert page.tags == ["p", "script"] and page.handlers == ["onclick"]
+    page = parse('<p onclick="x()"><script src="https://example.org/x.js"></script><a href="#b">')
+    assert page.tags == ["p", "script", "a"] and page.handlers == ["onclick"]
     assert page.sources == ["https://example.org/x.js"]
 
 
 def test_slices_come_worst_first_and_small_ones_last() -> None:
     def row(value: str, score: float, small: bool) -> SliceScore:
-        return SliceScore("t", "c", value, 5, small, "top_1", score, 0.5, 0.1)
+        return make_slice("t", value, score, low=0.0, high=1.0, small=small)
 
     rows = [row("a", 0.9, False), row("b", 0.0, True), row("c", 0.3, False), row("d", 0.2, True)]
-    table = slice_table(rows, "t", "top_1")
+    table = slice_table(rows, "t", "recall_at_10")
     assert table is not None
     assert [r.value for r in table.rows] == ["c", "a", "b", "d"]
     assert slice_table(rows, "t", "top_5") is None
+
+
+def test_the_weakest_are_surely_weak_and_each_named_once() -> None:
+    rows = [
+        make_slice("t", "red", 0.2, low=0.1, high=0.3),
+        make_slice("u", "red", 0.1, low=0.0, high=0.2),
+        make_slice("t", "blue", 0.05, low=0.0, high=0.5),  # its interval reaches the whole's 0.4
+        make_slice("t", "pink", 0.0, low=0.0, high=0.1, small=True),
+        make_slice("t", "grey", 0.3, low=0.25, high=0.35),
+        make_slice("other", "black", 0.0, low=0.0, high=0.0),
+    ]
+    tasks = [("t", "recall_at_10"), ("u", "recall_at_10")]
+    found = weakest(rows, tasks, 3)
+    assert [(row.task, row.value) for row in found] == [("u", "red"), ("t", "grey")]
+    assert weakest(rows, tasks, 1) == found[:1]
+    html = render(replace(make_report("x"), weakest=found))
+    said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
+    assert (
+        "Weakest: colour = red, 10.0 % against 40.0 % over all (U, Recall@10); colour = grey, "
+        "30.0 % against 40.0 % over all (T, Recall@10). 1 slice has too few queries to tell."
+    ) in said
+
+
+def test_every_figure_is_shown_with_its_interval() -> None:
+    html = render(make_report("red"))
+    assert "95 % interval 25.0 to 75.0<br>" in html  # a card
+    assert html.count('<td class="range">25.0 to 75.0</td>') >= 4  # figures, classes, corrupted
+    assert "2 to 3.5<" in html  # the median rank
+    assert "10.0 to 35.0" in html  # a slice
+    assert "−50.0 to −10.0" in html  # what corruption costs
+    assert 'style="left:25.0%;width:50.0%"' in html  # whiskers
+
+
+def test_a_small_slice_says_so() -> None:
+    html = render(make_report("red"))
+    assert 'class="few"><th>colour = red <span class="chip">few</span>' in html
+    assert "Parts with fewer than 30 queries are marked" in html
+
+
+def test_a_verdict_has_one_place_that_data_cannot_make() -> None:
+    for text in ("red", str(VERDICT_PLACE), HOSTILE):
+        assert render(make_report(text)).count(VERDICT_PLACE) == 1
 
 
 def test_words_and_percent() -> None:
     assert words("recall_at_10") == "Recall@10"
     assert words("text_to_image") == "Text → image"
     assert words("capped_recall_at_5") == "Capped recall@5"
+    assert words("compositional_swap_colour") == "Altered captions: colour swapped"
+    assert words("compositional_order") == "Altered captions: order"
+    assert words("robustness_blur_image_to_text") == "Blur: image → text"
+    assert words("robustness_jpeg_zero_shot_kind") == "Jpeg: zero-shot: kind"
+    assert [points(x) for x in (0.0123, -0.5, 0.0004, -0.0004)] == ["+1.2", "−50.0", "0.0", "0.0"]
+    assert interval((0.5, 1.0), True) == "50.0 to 100"
+    assert interval((-2.0, 1.25), False) == "−2 to 1.250"
+    assert leading(["recall_at_1", "recall_at_10", "recall_at_5", "mrr"]) == "recall_at_10"
+    assert leading(["top_1", "top_5"]) == "top_1"
+    assert leading(["anything", "else"]) == "anything"
     assert [percent(x) for x in (0, 1, 0.123456, 0.9999, 0.0004)] == [
         "0 %", "100 %", "12.3 %", "100 %", "0 %",
     ]  # fmt: skip
@@ -189,6 +290,27 @@ def test_chart_places() -> None:
     assert (chart.first, chart.last) == ("4", "0")
     long = line_chart("loss", [(i, float(i % 7)) for i in range(10_000)])
     assert 100 < len(long.points.split()) <= 300
+
+
+def test_a_forest_holds_all_differences_and_most_intervals() -> None:
+    rows = [(-0.02, -0.01, 0.0), (0.0, 0.01, 0.02), (-0.01, 0.005, 0.02), (-0.9, 0.0, 0.9)]
+    forest = Forest.of([*rows, rows[0], rows[0]])
+    assert forest.reach == 0.02
+    mark = forest.mark(-0.02, 0.0, 0.9)
+    assert mark == Mark(forest.first, forest.zero, forest.last)
+    assert forest.first == 14 and forest.last == forest.width - 14
+    assert [tick.text for tick in forest.ticks] == ["−2", "−1", "0", "+1", "+2"]
+    assert Forest.of([]).reach == 0.01
+    assert Forest.of([(-0.6, -0.55, -0.5)]).reach >= 0.6
+
+
+def test_reliability_lies_in_the_square() -> None:
+    chart = reliability_chart([(0.0, 0.0, 0.0, 0.5, "a"), (1.0, 1.0, 0.5, 1.0, "b")])
+    low, high = chart.size - chart.bottom, chart.last
+    first, last = chart.points
+    assert (first.x, first.y, first.low) == (chart.left, low, low)
+    assert (last.x, last.y, last.high) == (chart.size - chart.last, high, high)
+    assert first.high == last.low == (low + high) / 2
 
 
 def test_history_curves(tmp_path: Path) -> None:

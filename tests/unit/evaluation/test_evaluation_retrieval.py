@@ -15,10 +15,12 @@ from coembed.errors import ModelError
 from coembed.evaluation.retrieval import (
     TIE_TOLERANCE,
     Positives,
+    Rankings,
     chance_recall,
     chance_reciprocal_rank,
     check_embeddings,
     rank_outcomes,
+    rankings,
     ranks,
     summarise,
 )
@@ -106,7 +108,7 @@ def test_a_collapsed_model_does_no_better_than_chance() -> None:
     # The encoder's rounding must not pass for knowledge.
     noisy = (same + rng.normal(scale=1e-8, size=same.shape)).astype(np.float32)
     positives = Positives.from_lists([[i] for i in range(200)])
-    outcomes = rank_outcomes("task", ranks(same, noisy, positives), 200, positives, (1, 10))
+    outcomes = rank_outcomes("task", rankings(same, noisy, positives, 10), 200, positives, (1, 10))
     assert np.all(outcomes.ranks == 100.5)
     assert outcomes.values["recall_at_10"].mean() == 0
 
@@ -145,12 +147,20 @@ def test_chance_recall_is_the_hypergeometric_formula() -> None:
 
 def test_summary_of_known_ranks() -> None:
     positives = Positives.from_lists([[0], [1], [2], [3]])
-    outcomes = rank_outcomes("t", np.asarray([1.0, 2.0, 4.0, 10.5]), 100, positives, (1, 10))
+    found = Rankings(
+        10,
+        ranks=np.asarray([1.0, 2.0, 4.0, 10.5]),
+        average_precision=np.asarray([1.0, 0.5, 0.25, 0.0]),
+        top=np.empty((4, 0), dtype=np.int64),
+        top_scores=np.empty((4, 0), dtype=np.float32),
+    )
+    outcomes = rank_outcomes("t", found, 100, positives, (1, 10))
     summary = summarise(outcomes)
     assert summary["num_queries"] == 4
     assert summary["recall_at_1"] == 0.25
     assert summary["recall_at_10"] == 0.75
     assert summary["median_rank"] == 3
+    assert summary["map_at_10"] == 1.75 / 4
     assert summary["mrr"] == pytest.approx((1 + 0.5 + 0.25 + 1 / 10.5) / 4)
     assert summary["chance_recall_at_10"] == pytest.approx(0.1)
 
@@ -168,32 +178,54 @@ def test_nan_embeddings_are_refused() -> None:
         check_embeddings(embeddings, "images")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_bounded() -> None:
-    # In a process of its own: the peak of this one may be higher already.
-    code = """
+# In a process of its own: the peak of the tests' may be higher already.
+MEASURED = """
+import sys
 import numpy as np
-from coembed.evaluation.retrieval import Positives, ranks
+from pathlib import Path
+from coembed.evaluation.retrieval import Positives, rankings
+from coembed.evaluation.top import top_candidates
 
-def peak_mib():
+def mib(field):
     # Not ru_maxrss: that one begins with what the parent process held.
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
-num = 4000
+def extra(run):
+    Path("/proc/self/clear_refs").write_text("5")  # let the peak begin at what is held now
+    before = mib("VmRSS")
+    run()
+    return mib("VmHWM") - before
+
+num_queries, num_candidates, query_block, candidate_block = map(int, sys.argv[1:])
+blocks = {"query_block": query_block, "candidate_block": candidate_block}
 rng = np.random.default_rng(2)
-queries = rng.normal(size=(num, 16)).astype(np.float32)
-candidates = rng.normal(size=(num * 10, 16)).astype(np.float32)
-some = Positives.from_lists([[i] for i in range(64)])
-ranks(queries[:64], candidates, some, query_block=64, candidate_block=512)
-every = Positives.from_lists([[i] for i in range(num)])
-for block in (128, num):
-    before = peak_mib()
-    ranks(queries, candidates, every, query_block=block, candidate_block=10 * block)
-    print(peak_mib() - before)
+queries = rng.normal(size=(num_queries, 16)).astype(np.float32)
+candidates = rng.normal(size=(num_candidates, 16)).astype(np.float32)
+same = np.ones_like(candidates)  # all ties: counted in a second pass
+some = Positives.from_lists([[i, i + 1] for i in range(64)])
+small = {"query_block": 64, "candidate_block": 512}
+rankings(queries[:64], candidates, some, 10, **small)  # threads, code and workspaces come up
+every = Positives.from_lists([[i, i + 1] for i in range(num_queries - 1)] + [[0]])
+print(extra(lambda: rankings(queries, candidates, every, 10, **blocks)))
+first = every.block(0, 2000)
+print(extra(lambda: rankings(queries[:2000], same, first, 10, **blocks)))
+print(extra(lambda: top_candidates(queries[:4000], candidates, 10, **blocks)))
 """
-    command = [sys.executable, "-c", code]
+
+
+def extra_mib(num_queries: int, num_candidates: int, *blocks: int) -> list[float]:
+    """Memory taken on top by rankings, by rankings of all ties, and by top_candidates."""
+    numbers = map(str, (num_queries, num_candidates, *blocks))
+    command = [sys.executable, "-c", MEASURED, *numbers]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    in_blocks, whole = map(float, done.stdout.split())
-    assert in_blocks < 60
-    assert whole > 500  # one block over everything holds the full matrix of scores, 610 MiB
+    return [float(line) for line in done.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_bounded_by_a_chunk() -> None:
+    # Of 20,000 x 20,000 scores, 1,526 MiB, one chunk of 1,024 x 8,192 exists: 32 MiB, and what
+    # compares it.
+    assert max(extra_mib(20_000, 20_000, 1024, 8192)) < 110
+    # And one chunk over everything holds all scores of 2,000 x 40,000, 305 MiB.
+    assert min(extra_mib(2000, 40_000, 2000, 40_000)) > 300

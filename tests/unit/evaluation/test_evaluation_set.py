@@ -39,14 +39,14 @@ def test_captions_that_differ_in_a_word_do_not() -> None:
     assert as_lists(data.text_to_item()) == [[0], [1]]
 
 
-def test_auto_slices_take_words_with_2_to_50_values() -> None:
+def test_word_columns_are_words_with_2_to_50_values() -> None:
     data = EvaluationSet(
         [
             item(f"{i}", "x", kind=f"k{i % 3}", same="s", many=f"m{i}", price=1.0 * i, sold=i > 9)
             for i in range(60)
         ]
     )
-    assert data.auto_slices() == ("kind", "sold")
+    assert data.word_columns() == ("kind", "sold")
 
 
 def test_labels_are_text_and_absent_ones_none() -> None:
@@ -64,9 +64,11 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
     assert "columns there are: colour, kind" in text
 
 
-def test_content_hash_knows_items_and_captions_but_no_order() -> None:
-    a, b = item("a", "one", "two"), item("b", "three", colour="red")
-    same = EvaluationSet([item("b", "three"), item("a", "two", "one")])
+def test_content_hash_knows_items_captions_and_attributes_but_no_order() -> None:
+    a, b = item("a", "one", "two"), item("b", "three", size=3, colour="red")
+    same = EvaluationSet([item("b", "three", colour="red", size=3), item("a", "two", "one")])
     assert EvaluationSet([a, b]).content_hash() == same.content_hash()
-    for other in ([a], [a, item("b", "four")], [a, b, item("c", "x")]):
+    relabelled = item("b", "three", size=3, colour="blue")
+    others = ([a], [a, item("b", "four", size=3, colour="red")], [a, b, item("c", "x")])
+    for other in (*others, [a, relabelled], [a, item("b", "three", size=3)]):
         assert EvaluationSet(other).content_hash() != same.content_hash()

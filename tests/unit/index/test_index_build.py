@@ -20,7 +20,15 @@ from pydantic import ValidationError
 
 from coembed.errors import DataError, ServiceError, UserError
 from coembed.index.base import Point
-from coembed.index.build import Release, UnverifiedError, build, read_release, vector_of, verify
+from coembed.index.build import (
+    Release,
+    UnverifiedError,
+    build,
+    read_release,
+    read_search,
+    vector_of,
+    verify,
+)
 from coembed.index.exact import ExactIndex
 from coembed.index.points import read_columns, read_points
 from coembed.index.qdrant import open_index
@@ -58,7 +66,7 @@ def test_built_once_verified_twice() -> None:
     index = ExactIndex()
     first, second = build_with(index), build_with(index)
     assert (first.collection, first.already_built, second.already_built) == (NAME, False, True)
-    assert second.num_sampled == NUM
+    assert second.search.num_queries == NUM
     assert read_release(index.describe(NAME)) == RELEASE
     assert index.describe(NAME).metadata["state"] == "built"
     assert index.aliases() == {}
@@ -155,6 +163,26 @@ def test_a_graph_that_misses_items_fails_the_check() -> None:
     index.also_exactly = True
     with pytest.raises(UnverifiedError, match="is not the best hit for its own vector"):
         verify(index, NAME, RELEASE, points, SETTINGS)
+
+
+def test_the_search_is_measured_against_a_full_scan_and_kept_with_the_collection() -> None:
+    index = Blind()
+    points = make_points()
+    built = build_with(index, points)
+    assert (built.search.recall_at_10, built.search.num_queries) == (1.0, NUM)
+    assert 0 < built.search.p50_ms <= built.search.p95_ms
+    assert read_search(index.describe(NAME)) == built.search
+    lost = index.unreachable = frozenset(point.item_id for point in points[:2])
+    again = build_with(index, points)
+    shares = []
+    for point in points:
+        nearest = ExactIndex.query(index, NAME, "item@abababab", point.vector)
+        shares.append(1 - len(lost & {hit.item_id for hit in nearest}) / 10)
+    assert again.already_built
+    assert again.search.recall_at_10 == pytest.approx(sum(shares) / NUM)
+    assert read_search(index.describe(NAME)) == again.search
+    index.set_metadata(NAME, {"search": None})  # a collection of an older coembed
+    assert read_search(index.describe(NAME)) is None
 
 
 def test_items_with_one_and_the_same_vector_are_no_failure() -> None:

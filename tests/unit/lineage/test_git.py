@@ -30,9 +30,37 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_clean_tree_is_its_head(project: Path) -> None:
-    assert git.snapshot(project, "refs/coembed/runs/x") == git.head_commit(project)
-    assert _git(project, "for-each-ref", "refs/coembed") == ""
+def test_a_clean_tree_is_its_head_and_is_kept(project: Path) -> None:
+    head = git.head_commit(project)
+    assert git.snapshot(project, "refs/coembed/runs/x") == head
+    _git(project, "commit", "--quiet", "--amend", "-m", "amended", "--date", "2001-01-01 00:00 +0")
+    assert git.head_commit(project) != head
+    _git(project, "reflog", "expire", "--expire=now", "--all")
+    _git(project, "gc", "--quiet", "--prune=now")
+    assert git.find_commit(project, head) == head
+    _git(project, "update-ref", "-d", "refs/coembed/runs/x")
+    _git(project, "gc", "--quiet", "--prune=now")
+    assert git.find_commit(project, head) is None, "the ref is what kept it"
+
+
+def test_the_same_tree_is_the_same_commit(project: Path) -> None:
+    (project / "a.txt").write_text("two\n")
+    (project / "new.txt").write_text("untracked\n")
+    commit = git.snapshot(project)
+    assert git.snapshot(project) == git.snapshot(project, "refs/coembed/runs/x") == commit
+    assert _git(project, "rev-parse", f"refs/coembed/runs/tree-{commit[:12]}").strip() == commit
+    (project / "new.txt").write_text("another\n")
+    assert git.snapshot(project) != commit
+
+
+def test_what_git_ignores_is_refused_where_it_must_be_kept(project: Path) -> None:
+    (project / "new one.csv").write_text("untracked, not ignored\n")
+    git.require_kept(project, ("a.txt", "new one.csv", "ignored", "not there"))
+    (project / "ignored").write_text("needed\n")
+    with pytest.raises(UserError, match=r"git ignores ignored: no commit would hold .*\n.*--force"):
+        git.require_kept(project, ("a.txt", "ignored"))
+    _git(project, "add", "--force", "ignored")
+    git.require_kept(project, ("a.txt", "ignored"))
 
 
 def test_a_dirty_tree_is_kept_whole_and_the_user_notices_nothing(project: Path) -> None:

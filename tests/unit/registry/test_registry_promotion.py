@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from release_case import METRIC, World, copy_store, make_world
+from release_case import METRIC, World
 
-from coembed.errors import ConfigError, ModelError, UserError
+from coembed.errors import ModelError, ServiceError, UserError
 from coembed.files import read_json
 from coembed.index.qdrant import QdrantIndex, open_index
-from coembed.registry.settings import PromoteSettings
+from coembed.registry.journal import Journal
 from coembed.registry.store import Registry, open_registry
-from coembed.services import find_services
-from coembed.stages import promote, rollback, search
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = make_world(tmp_path_factory.mktemp("promotion") / "world")
-    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
-        made.make_model(name, seed)
-    return made
+from coembed.stages import approve, gate, rollback, search
+from coembed.stages.result import Result
 
 
 @pytest.fixture
-def world(prepared: World, empty_store: Path, tmp_path: Path) -> World:
-    """Every test has its own registry and index; models and embeddings are shared."""
-    root = tmp_path / "world"
-    root.mkdir()
-    for path in prepared.root.iterdir():
-        if path.name != "runs":
-            (root / path.name).symlink_to(path)
-    copy_store(empty_store, root)
-    return replace(prepared, root=root, services=find_services(root, {}))
+def world(fresh_world: World) -> World:
+    return fresh_world
 
 
 def served(world: World) -> tuple[str | None, dict[str, int]]:
@@ -59,6 +42,13 @@ def find(
     return search.run(world.cfg, **(arguments | changes))
 
 
+def go_back(world: World, **changes: Any) -> Result:
+    runs = world.path("runs")
+    return rollback.run(
+        world.cfg, services=world.services, runs=runs, out=runs / "r.json", by="Ada", **changes
+    )
+
+
 def scores(world: World, name: str) -> float:
     metrics = read_json(world.path(f"{name}-evaluation") / "metrics.json", what="metrics")
     return float(metrics["retrieval"]["text_to_image"]["recall_at_10"])
@@ -71,9 +61,8 @@ def test_the_first_version_passes_and_the_next_replaces_it(world: World) -> None
     assert served(world) == (first, {"champion": one})
     two, second, result = world.release("b")
     assert served(world) == (second, {"champion": two, "previous": one})
-    (check,) = result.receipt["checks"]
-    assert check["champion"] == scores(world, "a")
-    assert check["challenger"] == scores(world, "b")
+    headline = result.receipt["gates"][0]
+    assert f"({scores(world, 'a'):.4f} → {scores(world, 'b'):.4f})" in headline["value"]
     assert result.receipt["champion_before"] == one
     assert json.loads((world.path("runs") / "promote.json").read_text()) == result.receipt
     # Promoted again, nothing moves.
@@ -83,23 +72,113 @@ def test_the_first_version_passes_and_the_next_replaces_it(world: World) -> None
     assert served(world) == (second, {"champion": two, "previous": one})
 
 
-def test_a_worse_version_stays_challenger_and_says_why(world: World) -> None:
-    best, worst = sorted("abc", key=lambda name: -scores(world, name))[::2]
-    assert scores(world, best) > scores(world, worst)
-    strict = world.with_settings(promote={"tolerance": 0.0})
-    one, first, _ = strict.release(best)
-    two, second, result = strict.release(worst)
+def test_a_refused_version_stays_registered_and_says_why(world: World) -> None:
+    one, first, _ = world.release("a")
+    strict = world.with_settings(promote={"floors": {METRIC: 1.0}})
+    two, second, result = strict.release("b")
     assert not result.receipt["promoted"]
-    assert "stays challenger" in result.title
+    assert result.title == f"shop version {two} is refused; what is served stays"
     assert served(world) == (first, {"champion": one, "challenger": two})
     registry = open_registry(world.services, world.cfg.register_)
     tags = registry.version(two).tags
-    assert tags["coembed.gate"] == "failed"
-    assert METRIC in tags["coembed.gate_reason"]
+    assert tags["coembed.gate"] == "refused"
+    assert "Text → image, Recall@10: floor" in tags["coembed.gate_reason"]
+    assert tags["coembed.collection"] == second
     # Both collections are there; the served one is untouched.
     with open_index(world.services, world.cfg.index) as index:
         assert index.collections() == sorted([first, second])
     assert find(world).release.version == one
+    assert [entry.intent.version for entry in Journal(registry).entries()] == [one]
+
+
+def test_a_person_may_force_what_is_refused_and_says_why(world: World) -> None:
+    one, first, _ = world.release("a")
+    strict = world.with_settings(promote={"floors": {METRIC: 1.0}})
+    two, second, _ = strict.release("b")
+    for why in ("", "  "):
+        with pytest.raises(UserError, match=r"needs a reason(.|\n)*promote 2 --force --reason"):
+            strict.promote("b", two, second, force=True, why=why)
+    assert served(world)[0] == first
+    result = strict.promote("b", two, second, force=True, why="the old one offends")
+    assert result.receipt["promoted"]
+    assert result.receipt["forced"]
+    assert result.receipt["verdict"] == "refused"
+    assert served(world) == (second, {"champion": two, "previous": one})
+    registry = open_registry(world.services, world.cfg.register_)
+    tags = registry.version(two).tags
+    assert (tags["coembed.forced_by"], tags["coembed.forced_why"]) == ("Ada", "the old one offends")
+    assert tags["coembed.gate"] == "refused"
+    last = Journal(registry).entries()[-1].intent
+    assert (last.kind, last.version, last.by, last.why, last.gate) == (
+        "forced", two, "Ada", "the old one offends", "refused",
+    )  # fmt: skip
+
+
+def test_what_passes_by_itself_is_not_called_forced(world: World) -> None:
+    one, _, _ = world.release("a")
+    two = int(world.register("b").receipt["version"])
+    second = str(world.index("b", two).receipt["collection"])
+    result = world.promote("b", two, second, force=True, why="in a hurry")
+    assert not result.receipt["forced"]
+    registry = open_registry(world.services, world.cfg.register_)
+    last = Journal(registry).entries()[-1].intent
+    assert (last.kind, last.before, last.why, last.gate) == (
+        "promotion", one, "in a hurry", "passed",
+    )  # fmt: skip
+    assert "coembed.forced_by" not in registry.version(two).tags
+
+
+def test_another_model_s_collection_cannot_be_forced(world: World) -> None:
+    one = int(world.register("a").receipt["version"])
+    first = str(world.index("a", one).receipt["collection"])
+    two = int(world.register("b").receipt["version"])
+    with pytest.raises(UserError, match="was made by version 1"):
+        world.promote("b", two, first, force=True, why="it looks alright")
+    assert served(world) == (None, {"challenger": two})
+
+
+def test_what_waits_for_approval_is_promoted_once_it_has_it(world: World) -> None:
+    careful = world.with_settings(promote={"approval": True})
+    one, first, result = careful.release("a")
+    assert not result.receipt["promoted"]
+    assert result.title == "shop version 1 waits for approval"
+    assert result.receipt["reason"].startswith("waiting for approval: `coembed approve 1 --by")
+    assert served(world) == (None, {"challenger": one})
+    runs = world.path("runs")
+    for by, message in (("  ", "--by is ''"), ("x" * 201, "expected the name of the person")):
+        with pytest.raises(UserError, match=message):
+            approve.run(
+                careful.cfg, services=world.services, version=one, by=by, why="",
+                out=runs / "approve.json",
+            )  # fmt: skip
+    approve.run(
+        careful.cfg, services=world.services, version=one, by="Grace", why="looked at it",
+        out=runs / "approve.json",
+    )  # fmt: skip
+    assert served(world) == (None, {"challenger": one})
+    result = careful.promote("a", one, first)
+    assert result.receipt["promoted"]
+    approval = next(gate for gate in result.receipt["gates"] if gate["key"] == "approval")
+    assert approval["value"] == "Grace: looked at it"
+    assert served(world) == (first, {"champion": one})
+
+
+def test_a_decision_is_not_carried_out_once_another_version_is_served(world: World) -> None:
+    world.release("a")
+    versions = {}
+    for name in ("b", "c"):
+        number = int(world.register(name).receipt["version"])
+        versions[name] = (number, str(world.index(name, number).receipt["collection"]))
+    two, second = versions["b"]
+    judged = gate.judge(
+        world.cfg, services=world.services, places=world.places("b"), version=two,
+        collection=second, asked_for=False,
+    )  # fmt: skip
+    three, third = versions["c"]
+    world.promote("c", three, third)
+    with pytest.raises(ServiceError, match=r"version 3 is served by now(.|\n)*run the same"):
+        world.promote("b", two, second, judged=judged)
+    assert served(world)[0] == third
 
 
 @pytest.mark.parametrize("cut_after", ["alias", "previous"])
@@ -126,7 +205,7 @@ def test_a_promotion_cut_short_is_finished_by_the_next(
     assert find(world).release.version == two  # search follows the index, never half of each
     result = world.promote("b", two, second)
     assert result.receipt["promoted"]
-    assert result.receipt["finished_version"] == two
+    assert result.receipt["finished_versions"] == [two]
     assert served(world) == (second, {"champion": two, "previous": one})
 
 
@@ -137,11 +216,11 @@ def test_another_version_finishes_what_was_cut_short_before_its_own_gate(
     two = int(world.register("b").receipt["version"])
     second = str(world.index("b", two).receipt["collection"])
     with monkeypatch.context() as patch:
-        patch.setattr("coembed.stages.release.follow", _die)
+        patch.setattr(Registry, "set_alias", _die)
         with pytest.raises(KeyboardInterrupt):
             world.promote("b", two, second)
     three, third, result = world.release("c")
-    assert result.receipt["finished_version"] == two
+    assert result.receipt["finished_versions"] == [two]
     assert result.receipt["champion_before"] == two
     assert served(world) == (third, {"champion": three, "previous": two})
 
@@ -161,33 +240,6 @@ def test_a_crash_before_the_switch_changes_nothing(
 
 def _die(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
-
-
-def test_another_evaluation_set_has_the_champion_measured_again(
-    world: World, tmp_path: Path
-) -> None:
-    world.release("a")
-    evaluation = tmp_path / "other"
-    shutil.copytree(world.path("b-evaluation"), evaluation)
-    receipt = json.loads((evaluation / "receipt.json").read_text())
-    receipt["evaluation_set"] = "9" * 64
-    (evaluation / "receipt.json").write_text(json.dumps(receipt))
-    two = int(world.register("b", evaluation=evaluation).receipt["version"])
-    collection = str(world.index("b", two).receipt["collection"])
-    asked: list[Path] = []
-
-    def measure(folder: Path) -> dict[str, Any]:
-        asked.append(folder)
-        assert (folder / "model.safetensors").read_bytes() == (
-            world.path("a") / "model.safetensors"
-        ).read_bytes()
-        return {"retrieval": {"text_to_image": {"recall_at_10": 0.999}}}
-
-    strict = world.with_settings(promote={"tolerance": 0.0})
-    result = strict.promote("b", two, collection, evaluation=evaluation, evaluate_champion=measure)
-    assert len(asked) == 1
-    assert not result.receipt["promoted"]
-    assert result.receipt["checks"][0]["champion"] == 0.999
 
 
 def test_embeddings_of_another_model_are_refused(world: World) -> None:
@@ -210,21 +262,21 @@ def test_a_collection_of_another_version_is_not_promoted(world: World) -> None:
 
 def test_rollback_and_forward_again(world: World) -> None:
     with pytest.raises(UserError, match="no version to go back to"):
-        rollback.run(world.cfg, services=world.services, out=world.path("runs") / "r.json")
+        go_back(world)
     one, first, _ = world.release("a")
     two, second, _ = world.release("b")
-    result = rollback.run(world.cfg, services=world.services, out=world.path("runs") / "r.json")
+    result = go_back(world)
     assert result.receipt["version"] == one
     assert served(world) == (first, {"champion": one, "previous": two})
     assert find(world).release.version == one
-    rollback.run(world.cfg, services=world.services, out=world.path("runs") / "r.json", version=two)
+    go_back(world, version=two)
     assert served(world) == (second, {"champion": two, "previous": one})
 
 
 def test_what_was_rolled_back_is_not_promoted_again_unless_a_person_asks(world: World) -> None:
     one, first, _ = world.release("a")
     two, second, _ = world.release("b")
-    rollback.run(world.cfg, services=world.services, out=world.path("runs") / "r.json")
+    go_back(world)
     again = world.promote("b", two, second)
     assert again.receipt["promoted"] is False
     assert "was rolled back" in again.receipt["reason"]
@@ -244,27 +296,7 @@ def test_old_collections_go_but_never_the_served_or_the_previous_one(world: Worl
     with open_index(world.services, world.cfg.index) as index:
         assert index.collections() == sorted([second, third])
     with pytest.raises(UserError, match="the index holds no whole collection of version 1"):
-        rollback.run(few.cfg, services=world.services, out=world.path("runs") / "r", version=1)
-
-
-def test_the_gate_in_numbers() -> None:
-    settings = PromoteSettings(metric="a/b", tolerance=0.02, minimum=0.3, guards={"c": 0.1})
-
-    def passed(challenger: float, guard: float, champion: float | None = 0.5) -> list[bool]:
-        before = None if champion is None else {"a": {"b": champion}, "c": 0.5}
-        found = promote.decide(settings, {"a": {"b": challenger}, "c": guard}, before)
-        return [check.passed for check in found]
-
-    assert passed(0.5, 0.5) == [True, True]
-    assert passed(0.48, 0.4) == [True, True]
-    assert passed(0.4799, 0.3999) == [False, False]
-    assert passed(math.nan, 0.5) == [False, True]
-    assert passed(0.3, 0.0, champion=None) == [True, True]
-    assert passed(0.29, 0.0, champion=None) == [False, True]
-    assert passed(0.6, 0.5, champion=math.nan) == [True, True]
-    assert passed(0.31, 0.45, champion=0.32) == [True, True]
-    with pytest.raises(ConfigError, match=r"names the metric 'a/b', which was not measured; .* c"):
-        promote.decide(settings, {"c": 1.0}, None)
+        go_back(few, version=1)
 
 
 # Search

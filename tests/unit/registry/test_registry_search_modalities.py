@@ -17,7 +17,7 @@ from coembed.index.build import read_release
 from coembed.index.qdrant import open_index
 from coembed.models.encoder import load_encoder
 from coembed.pairs.shards import read_samples
-from coembed.stages import promote, search
+from coembed.stages import search
 from coembed.stages.search import MediaQuery
 from coembed.types import Sample
 
@@ -139,15 +139,3 @@ def test_hits_of_both_kinds_are_drawn(world: World, tmp_path: Path) -> None:
     again = tmp_path / "again.png"
     find(world, "a low beep", modality="audio", limit=10, sheet=again)
     assert again.read_bytes() == sheet.read_bytes()
-
-
-def test_the_first_model_that_hears_has_nothing_to_beat_there(world: World) -> None:
-    guards = {"retrieval/text_to_audio/recall_at_10": 0.0}
-    settings = world.with_settings(promote={"guards": guards, "tolerance": 0.0}).cfg.promote
-    hears = {"retrieval": {"text_to_image": {"recall_at_10": 0.5},
-                           "text_to_audio": {"recall_at_10": 0.2}}}  # fmt: skip
-    sees = {"retrieval": {"text_to_image": {"recall_at_10": 0.5}}}
-    checks = promote.decide(settings, hears, sees)
-    assert [(check.champion, check.passed) for check in checks] == [(0.5, True), (None, True)]
-    with pytest.raises(UserError, match="text_to_audio/recall_at_10', which was not measured"):
-        promote.decide(settings, sees, hears)

@@ -229,9 +229,20 @@ def test_metrics_are_flattened_and_what_is_no_number_is_left_out() -> None:
 
 
 def test_settings_refuse_what_cannot_be() -> None:
-    with pytest.raises(ValidationError, match="tolerance of m is -1"):
-        PromoteSettings(guards={"m": -1.0})
-    with pytest.raises(ValidationError, match="the gate's own metric"):
-        PromoteSettings(metric="m", guards={"m": 0.1})
+    for settings, message in (
+        ({"guards": {"m": -1.0}}, "guards: the margin of m is -1"),
+        ({"protected_slices": {"colour": float("nan")}}, "protected_slices: the margin of colour"),
+        ({"floors": {"m": float("inf")}}, "floors: the floor of m is inf"),
+        ({"metric": "m", "guards": {"m": 0.1}}, "which is the headline; set `margin`"),
+        ({"margin": -0.1}, "greater than or equal to 0"),
+        ({"index": {"min_recall": 1.1}}, "less than or equal to 1"),
+        ({"max_model_mb": 0}, "greater than 0"),
+        ({"proof": "superiority"}, "'regression' or 'non_inferiority'"),
+        ({"tolerance": 0.0}, "no tolerance: it is called `margin` now"),
+        ({"minimum": 0.5}, "no minimum: it is a floor now"),
+        ({"floor": {}}, "Extra inputs"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            PromoteSettings.model_validate(settings)
     with pytest.raises(ValidationError):
         RegisterSettings(model="a/b")

@@ -36,7 +36,7 @@ def test_writes_a_model_that_loads(pairs: Path, tmp_path: Path) -> None:
     result = go(pairs, tmp_path)
     out = tmp_path / "model"
     assert {path.name for path in out.iterdir()} == {
-        "model.safetensors", "model.json", "history.csv", "receipt.json",
+        "model.safetensors", "model.json", "history.csv", "trained_on.parquet", "receipt.json",
     }  # fmt: skip
     model, spec = load_model(out)
     assert spec.image.px == 32 and not model.training
