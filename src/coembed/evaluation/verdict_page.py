@@ -317,10 +317,7 @@ def _row(
     own: Sequence[Mapping[str, Interval]],
 ) -> DifferenceRow:
     share = is_share(row.path.rpartition("/")[2])
-    tone = "same"
-    if row.significant and not row.small:
-        tone = "better" if row.difference > 0 else "worse"
-    said = {"same": "within chance", "better": "better", "worse": "worse"}[tone]
+    tone, said = _judged(row, named_before=row.path == headline and row.column is None)
     return DifferenceRow(
         label=metric_words(row.path) if row.column is None else f"{row.column} = {row.value}",
         detail=metric_words(row.path) if with_metric else "",
@@ -335,9 +332,24 @@ def _row(
         difference=points(row.difference),
         interval=f"{points(row.low)} to {points(row.high)}",
         tone=tone,
-        said="too few to tell" if row.small else said,
+        said=said,
         mark=forest.mark(row.low, row.difference, row.high),
     )
+
+
+def _judged(row: Difference, *, named_before: bool) -> tuple[str, str]:
+    """The tone and the words for a difference.
+
+    Most are judged after the correction for all that were looked at. The headline was
+    `named_before` anything was looked at, and is judged by itself, as its gate does.
+    """
+    if row.small:
+        return "same", "too few to tell"
+    way = "better" if row.difference > 0 else "worse"
+    beyond_zero = row.low > 0 or row.high < 0
+    if row.significant or (named_before and beyond_zero):
+        return way, way
+    return "same", f"maybe {way}" if beyond_zero else "within chance"
 
 
 def metric_words(path: str) -> str:

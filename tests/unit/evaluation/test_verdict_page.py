@@ -132,6 +132,7 @@ def test_signs_colours_and_smallness_say_what_a_difference_is(
             column="composition", value="surely better", difference=0.1, low=0.05, high=0.15
         ),
         "unsure": make_difference(column="composition", value="unsure", **unsure),
+        "doubtful": make_difference(column="composition", value="doubtful", p_adjusted=0.3),
         "tiny": make_difference(column="composition", value="tiny", small=True, num_queries=4),
     }
     made = replace(comparison, overall=(make_difference(),), slices=tuple(rows.values()))
@@ -148,14 +149,26 @@ def test_signs_colours_and_smallness_say_what_a_difference_is(
         "surely worse": ("", "worse", "worse"),
         "surely better": ("", "better", "better"),
         "unsure": ("", "same", "within chance"),
+        "doubtful": ("", "same", "maybe worse"),
         "tiny": (' class="few"', "same", "too few to tell"),
     }
     words = text_of(html)
     assert "−10.0 −15.0 to −5.0" in words and "few: 4" in words
-    assert "4 figures of parts of the data were compared, 2 of them differ for sure" in words
+    assert "5 figures of parts of the data were compared, 2 of them differ for sure" in words
     # Among the largest changes sure ones come first, and a small slice not at all.
     largest = html.partition("Largest changes")[2]
     assert largest.index("surely better") < largest.index("unsure") and "tiny" not in largest
+
+
+def test_the_headline_is_judged_by_itself_and_the_others_together(
+    evaluated: Evaluated, comparison: Comparison
+) -> None:
+    other = "retrieval/image_to_text/recall_at_10"
+    rows = tuple(make_difference(path=path, p_adjusted=0.5) for path in (HEADLINE, other))
+    html = render(evaluated, decide(), replace(comparison, overall=rows))
+    said = re.findall(r'<td class="small said (\w+)">([^<]+)<', section(html, "against"))
+    # Once among the leading metrics and once among all.
+    assert said == [("worse", "worse"), ("same", "maybe worse")] * 2
 
 
 def test_slices_of_an_unprotected_column_are_no_protected_ones(

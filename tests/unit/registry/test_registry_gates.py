@@ -15,7 +15,7 @@ from coembed.index.build import SearchMeasured
 from coembed.registry.settings import PromoteSettings
 from coembed.stages import gates
 from coembed.stages.decision import Gate
-from coembed.stages.gates import Facts, Measured, decide
+from coembed.stages.gates import Facts, Measured, decide, holm
 from coembed.stages.leakage import Leak, Leaks
 
 HEAD, GUARD = "retrieval/text_to_image/recall_at_10", "zero_shot/kind/top_1"
@@ -36,13 +36,13 @@ def difference(
     column: str | None = None,
     value: str | None = None,
     small: bool = False,
-    p_adjusted: float = 0.001,
+    p_value: float = 0.001,
 ) -> Difference:
     middle = (low + high) / 2
     return Difference(
         path=path, column=column, value=value, num_queries=200, num_clusters=100, small=small,
         champion=0.5 - middle, challenger=0.5, difference=middle, low=low, high=high,
-        p_value=0.001, p_adjusted=p_adjusted,
+        p_value=p_value, p_adjusted=1.0,
     )  # fmt: skip
 
 
@@ -172,8 +172,8 @@ def test_protected_slices_are_judged_one_by_one_and_small_ones_are_not() -> None
     rows = [
         colour("blue", low=-0.2, high=-0.1),
         colour("green", low=-0.2, high=-0.1, small=True),
-        colour("grey", low=-0.2, high=-0.1, p_adjusted=0.2),
-        colour("red", low=-0.2, high=0.01),
+        colour("grey", low=-0.2, high=-0.1, p_value=0.04),
+        colour("red", low=-0.2, high=0.01, p_value=0.3),
         difference(column="kind", value="mug", low=-0.2, high=-0.1),
         difference(GUARD, column="colour", value="blue", low=-0.2, high=-0.1),
     ]
@@ -183,12 +183,18 @@ def test_protected_slices_are_judged_one_by_one_and_small_ones_are_not() -> None
     assert [(gate.name.rpartition(" = ")[2], gate.verdict) for gate in found] == [
         ("blue", "refused"), ("grey", "passed"), ("red", "passed"),
     ]  # fmt: skip
-    assert "(corrected 0.2)" in found[1].detail
+    assert "p 0.04 (corrected 0.08)" in found[1].detail
     wide = PromoteSettings(protected_slices={"colour": 0.1})
     assert set(verdicts(wide, known, "protected_slices")) == {"passed"}
     all_small = facts(compared([difference(low=0.0, high=0.1)], rows[1:2]))
     line = the(policy, all_small, "protected_slices")
     assert (line.value, line.verdict) == ("too few queries", "passed")
+
+
+def test_holm_multiplies_by_how_many_are_left() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_a_gate_that_cannot_be_asked_is_an_error_that_says_what_there_is() -> None:
