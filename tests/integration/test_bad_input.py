@@ -25,7 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         ("train", 2, "coembed curate"),
         ("evaluate", 2, "coembed train"),
         ("embed", 2, "coembed train"),
-        ("register", 2, "first"),
+        ("register", 2, "coembed train"),
         ("index", 2, "coembed register"),
         ("promote", 2, "coembed register"),
         ("gate", 2, "coembed register"),
