@@ -233,7 +233,7 @@ def export(
     """Trained model → a format of others: open_clip's, or ONNX.
 
     open_clip: open_clip.create_model("local-dir:FOLDER") loads it. onnx: a file a tower, which
-    onnxruntime runs, and preprocessing.json; needs the extra `onnx`.
+    onnxruntime runs, and preprocessing.json.
     """
     from coembed.errors import UserError
     from coembed.files import atomic_folder

@@ -64,13 +64,13 @@ def export_onnx(model: JointModel, spec: ModelSpec, folder: Path) -> dict[str, f
     Returns modality → largest difference from torch over a few items.
 
     Raises:
-        UserError: the packages of the extra `onnx` are not installed.
+        UserError: onnx, onnxruntime or onnxscript is not installed.
         ModelError: a tower that torch cannot export, or whose embeddings come out otherwise.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"the ONNX export needs {' and '.join(missing)}", hint="pip install 'coembed[onnx]'"
+            f"the ONNX export needs {' and '.join(missing)}", hint=f"pip install {' '.join(missing)}"
         )
     model.eval()
     differences, towers = {}, {}

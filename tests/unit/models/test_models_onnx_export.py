@@ -142,5 +142,5 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     with pytest.raises(UserError, match="the ONNX export needs onnxscript") as caught:
         export_onnx(model, spec, tmp_path)
-    assert caught.value.hint == "pip install 'coembed[onnx]'"
+    assert caught.value.hint == "pip install onnxscript"
     assert not list(tmp_path.iterdir())
