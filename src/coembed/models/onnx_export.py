@@ -70,7 +70,8 @@ def export_onnx(model: JointModel, spec: ModelSpec, folder: Path) -> dict[str, f
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"the ONNX export needs {' and '.join(missing)}", hint=f"pip install {' '.join(missing)}"
+            f"the ONNX export needs {' and '.join(missing)}",
+            hint=f"pip install {' '.join(missing)}",
         )
     model.eval()
     differences, towers = {}, {}
