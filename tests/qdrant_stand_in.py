@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -36,6 +37,8 @@ _INFO_DEFAULTS: dict[str, Any] = {
         "flush_interval_sec": 5,
     },
 }
+# What those sections are called where they are asked for.
+_ASKED_AS = {"hnsw_config": "hnsw_config", "optimizer_config": "optimizers_config"}
 
 
 @dataclass
@@ -61,20 +64,25 @@ class Seen:
 
 
 class StandIn:
-    """Runs in a thread on a free loopback port. `url` is where; `seen` is what came."""
+    """Runs in a thread on a free loopback port. `url` is where; `seen` is what came.
 
-    def __init__(self) -> None:
+    With a certificate and its key it speaks TLS.
+    """
+
+    def __init__(self, *, certificate: Path | None = None, key: Path | None = None) -> None:
         self.store = QdrantClient(":memory:")
         self.faults: deque[Fault] = deque()
         self.seen: list[Seen] = []
+        self._configs: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()  # local mode is not thread-safe
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
         config = uvicorn.Config(
-            self._app(), host="127.0.0.1", port=port, log_level="error", lifespan="off"
-        )
+            self._app(), host="127.0.0.1", port=port, log_level="error", lifespan="off",
+            ssl_certfile=certificate, ssl_keyfile=key,
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
@@ -150,15 +158,20 @@ class StandIn:
                 return store.update_collection_aliases(actions)
             case "PUT", ["collections", name]:
                 wanted = models.CreateCollection(**body)
-                return store.create_collection(
+                made = store.create_collection(
                     name, vectors_config=wanted.vectors, metadata=wanted.metadata
                 )
+                self._remember(name, body)
+                return made
             case "GET", ["collections", name]:
                 return self._describe(name)
             case "PATCH", ["collections", name]:
                 change = models.UpdateCollection(**body)
-                return store.update_collection(name, metadata=change.metadata)
+                changed = store.update_collection(name, metadata=change.metadata)
+                self._remember(name, body)
+                return changed
             case "DELETE", ["collections", name]:
+                self._configs.pop(name, None)
                 return store.delete_collection(name)
             case "PUT", ["collections", name, "index"]:
                 store.get_collection(name)
@@ -168,10 +181,20 @@ class StandIn:
             case "POST", ["collections", name, "points"]:
                 ask = models.PointRequest(**body)
                 return _json(store.retrieve(name, ask.ids, with_payload=True, with_vectors=True))
+            case "POST", ["collections", name, "points", "delete"]:
+                return _json(store.delete(name, models.PointIdsList(**body)))
+            case "POST", ["collections", name, "points", "scroll"]:
+                page = models.ScrollRequest(**body)
+                points, after = store.scroll(
+                    name, limit=page.limit or 10, offset=page.offset,
+                    with_payload=page.with_payload,
+                    with_vectors=bool(page.with_vector),
+                )  # fmt: skip
+                return {"points": _json(points), "next_page_offset": after}
             case "POST", ["collections", name, "points", "count"]:
                 return _json(store.count(name, exact=True))
             case "POST", ["collections", name, "points", "query"]:
-                query = models.QueryRequest(**body)
+                query = models.QueryRequest(**body)  # refuses search parameters that are none
                 return _json(
                     store.query_points(
                         name, query=query.query, using=query.using, query_filter=query.filter,
@@ -182,9 +205,22 @@ class StandIn:
 
     def _describe(self, name: str) -> Any:
         info = _json(self.store.get_collection(name))
+        asked = self._configs.get(name, {})
         for section, values in _INFO_DEFAULTS.items():
-            info["config"][section] = values
+            info["config"][section] = {**values, **asked.get(_ASKED_AS[section], {})}
+        info["config"]["quantization_config"] = asked.get("quantization_config")
         return info
+
+    def _remember(self, name: str, body: dict[str, Any]) -> None:
+        """Keep the settings that local mode drops: a server says them again when it is asked."""
+        known = self._configs.setdefault(name, {})
+        for section in (*_ASKED_AS.values(), "quantization_config"):
+            if body.get(section):
+                known[section] = {**known.get(section, {}), **_given(body[section])}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _json(value: Any) -> Any:

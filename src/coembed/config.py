@@ -22,6 +22,7 @@ from coembed.evaluation.settings import EvaluateSettings
 from coembed.index.settings import IndexSettings
 from coembed.models.settings import ModelSettings
 from coembed.registry.settings import PromoteSettings, RegisterSettings
+from coembed.search.settings import ServeSettings
 from coembed.settings import Settings
 from coembed.training.settings import TrainSettings
 
@@ -91,6 +92,7 @@ class Config(Settings):
     register_: RegisterSettings = Field(alias="register")
     index: IndexSettings
     promote: PromoteSettings
+    serve: ServeSettings = ServeSettings()
 
 
 def read_params(path: Path) -> dict[str, Any]:

@@ -43,16 +43,22 @@ def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     _console().print(table)
 
 
-def print_hits(title: str, hits: Sequence[Hit], columns: Sequence[str]) -> None:
-    """Print search hits: rank, score, the first caption, the attributes `columns`, the file."""
+def print_hits(
+    title: str, hits: Sequence[Hit], matches: Sequence[float | None], columns: Sequence[str]
+) -> None:
+    """Print search hits: rank, score, how good a match that is (a share, as long as `hits`), the
+    first caption, the attributes `columns`, the file."""
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
+    calibrated = any(match is not None for match in matches)
+    if calibrated:
+        table.add_column("match", justify="right")
     table.add_column("caption", overflow="fold")
     for name in columns:
         table.add_column(Text(name), overflow="fold")
     table.add_column("file", no_wrap=True)
-    for hit in hits:
+    for hit, match in zip(hits, matches, strict=True):
         captions = hit.payload.get("captions")
         caption = str(captions[0]) if isinstance(captions, list) and captions else ""
         values = hit.payload.get("attributes")
@@ -60,6 +66,7 @@ def print_hits(title: str, hits: Sequence[Hit], columns: Sequence[str]) -> None:
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
+            *((f"{match:.0%}" if match is not None else "",) if calibrated else ()),
             Text(caption),
             *(Text(str(own.get(name, ""))) for name in columns),
             Text(str(hit.payload.get("path", ""))),

@@ -9,7 +9,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -210,23 +210,31 @@ def _reachable(name: str, url: str | None, path: str, variable: str) -> Check:
 
 
 def _embedded_index(folder: Path) -> Check:
-    """Whether another process holds the embedded index: its lock is exclusive."""
-    lock = folder / ".lock"
-    if not lock.exists():
-        return Check("Qdrant", "good", "embedded: nothing indexed yet")
-    import fcntl
+    """What is in the embedded index. Its files are compared with their checksums when opened."""
+    from coembed.index.edge_store import Store
 
-    with lock.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return Check(
-                "Qdrant",
-                "warn",
-                f"embedded: another process holds {folder.name}/",
-                "end that process, or run a server and set QDRANT_URL",
-            )
-    return Check("Qdrant", "good", f"embedded: {folder.name}/")
+    try:
+        survey = Store(folder).survey()
+    except CoembedError as error:
+        return Check("Qdrant", "bad", error.message, error.hint or "")
+    found = "embedded: nothing indexed yet"
+    if survey.collections:
+        found = f"embedded: {folder.name}/ with {_num(survey.collections, 'collection')}"
+        found += f", {_num(survey.aliases, 'alias')}"
+    found += "".join(f"; {name} is being built" for name in survey.building)
+    if survey.is_old:
+        return Check(
+            "Qdrant",
+            "warn",
+            f"{found}; and the index of an older coembed, which is not read any more",
+            f"remove {folder.name}/collection and {folder.name}/meta.json",
+        )
+    return Check("Qdrant", "good", found)
+
+
+def _num(things: Collection[object], noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{len(things)} {noun if len(things) == 1 else plural}"
 
 
 def _disk(project: Path) -> Check:

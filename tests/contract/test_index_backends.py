@@ -1,13 +1,14 @@
 """Every index backend by the same cases, compared with the exact one.
 
-Backends: exact (in memory), local (Qdrant's embedded store), server (the stand-in over HTTP), and a
-real server where QDRANT_URL is set.
+Backends: exact (in memory), edge (the embedded store), local (the client's local mode), server (the
+stand-in over HTTP), and a real server where QDRANT_URL is set.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,18 @@ import pytest
 from qdrant_stand_in import StandIn
 
 from coembed.errors import UserError
-from coembed.index.base import Point, VectorIndex, point_id
+from coembed.index.base import Point, SearchParams, VectorIndex, point_id
 from coembed.index.exact import ExactIndex
 from coembed.index.filters import ColumnKind, Filter, column_kinds, matches, parse_filters
-from coembed.index.qdrant import open_index
+from coembed.index.opening import open_index
+from coembed.index.qdrant import open_local
 from coembed.index.settings import IndexSettings
 from coembed.services import Services
 
 DIM = 24
 VECTOR = "item@0123abcd"
 SETTINGS = IndexSettings(batch_size=7, backoff_s=0.01, backoff_max_s=0.05)
-BACKENDS = ["exact", "local", "server", *(["real"] if os.environ.get("QDRANT_URL") else [])]
+BACKENDS = ["exact", "edge", "local", "server", *(["real"] if os.environ.get("QDRANT_URL") else [])]
 NAMES = ("contract__v1", "contract__v2")
 
 
@@ -40,6 +42,10 @@ def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VectorInde
     backend = request.param
     if backend == "exact":
         yield ExactIndex()
+        return
+    if backend == "local":
+        with open_local(tmp_path / "local", SETTINGS) as local:
+            yield local
         return
     url = None
     if backend == "server":
@@ -110,6 +116,7 @@ def test_points_come_back_as_written_and_writing_twice_changes_nothing(index: Ve
     points = make_points(30)
     fill(index, NAMES[0], points)
     index.upsert(NAMES[0], points)
+    index.finish(NAMES[0])
     assert index.count(NAMES[0]) == 30
     back = index.retrieve(NAMES[0], [points[3].item_id, "f" * 64, points[29].item_id])
     assert sorted(back) == [points[3].item_id, points[29].item_id]
@@ -124,10 +131,113 @@ def test_a_point_written_again_is_replaced(index: VectorIndex) -> None:
     fill(index, NAMES[0], points)
     changed = Point(points[0].item_id, points[1].vector, {**points[0].payload, "path": "new.jpg"})
     index.upsert(NAMES[0], [changed])
+    index.finish(NAMES[0])
     assert index.count(NAMES[0]) == 5
     back = index.retrieve(NAMES[0], [changed.item_id])[changed.item_id]
     assert back.payload["path"] == "new.jpg"
     np.testing.assert_allclose(back.vector, points[1].vector, atol=1e-6)
+
+
+def test_points_are_removed_and_removing_twice_changes_nothing(index: VectorIndex) -> None:
+    points = make_points(30)
+    fill(index, NAMES[0], points)
+    gone = [points[3].item_id, points[17].item_id]
+    for _ in range(2):
+        index.delete_points(NAMES[0], [*gone, "f" * 64])
+        index.finish(NAMES[0])
+        assert index.count(NAMES[0]) == 28
+        assert sorted(index.retrieve(NAMES[0], [points[4].item_id, *gone])) == [points[4].item_id]
+    hits = index.query(NAMES[0], VECTOR, points[3].vector, limit=30)
+    assert {hit.item_id for hit in hits} == {point.item_id for point in points} - set(gone)
+    index.upsert(NAMES[0], [points[3]])
+    index.finish(NAMES[0])
+    assert index.query(NAMES[0], VECTOR, points[3].vector)[0].item_id == points[3].item_id
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 1024])
+def test_a_scroll_gives_every_point_once(index: VectorIndex, batch_size: int) -> None:
+    points = make_points(30)
+    fill(index, NAMES[0], points)
+    for with_vectors in (False, True):
+        batches = list(index.scroll(NAMES[0], with_vectors=with_vectors, batch_size=batch_size))
+        assert all(0 < len(batch) <= batch_size for batch in batches)
+        found = sorted((point for batch in batches for point in batch), key=lambda p: p.item_id)
+        assert [point.item_id for point in found] == [point.item_id for point in points]
+        for there, written in zip(found, points, strict=True):
+            assert dict(there.payload) == dict(written.payload)
+            if with_vectors:
+                np.testing.assert_allclose(there.vector, written.vector, atol=1e-6)
+            else:
+                assert there.vector.shape == (0,) and there.vector.dtype == np.float32
+    assert list(index.scroll(NAMES[0])) != []
+
+
+def test_a_content_hash_is_kept_and_no_part_of_the_payload(index: VectorIndex) -> None:
+    points = [replace(point, content_hash=f"h{i}") for i, point in enumerate(make_points(3))]
+    fill(index, NAMES[0], points)
+    found = [point for batch in index.scroll(NAMES[0]) for point in batch]
+    assert {point.item_id: point.content_hash for point in found} == {
+        point.item_id: point.content_hash for point in points
+    }
+    back = index.retrieve(NAMES[0], [points[1].item_id])[points[1].item_id]
+    assert back.content_hash == "h1"
+    hit = index.query(NAMES[0], VECTOR, points[1].vector, limit=1)[0]
+    assert dict(hit.payload) == dict(points[1].payload) == dict(back.payload)
+
+
+def test_a_collection_that_may_start_from_another_ends_the_same(index: VectorIndex) -> None:
+    points = make_points(30)
+    fill(index, NAMES[0], points[:25])
+    kinds: dict[str, ColumnKind] = {
+        "modality": "text",
+        **column_kinds([point.payload for point in points]),
+    }
+    copied = index.create(
+        NAMES[1], vector_name=VECTOR, dim=DIM, metadata={"v": 2}, columns=kinds, base=NAMES[0]
+    )
+    there = {p.item_id for batch in index.scroll(NAMES[1]) for p in batch}
+    assert there == ({point.item_id for point in points[:25]} if copied else set())
+    assert index.count(NAMES[1]) == len(there)
+    index.upsert(NAMES[1], [point for point in points[5:] if point.item_id not in there])
+    index.delete_points(NAMES[1], [point.item_id for point in points[:5]])
+    index.finish(NAMES[1])
+    assert index.count(NAMES[1]) == 25
+    hits = index.query(NAMES[1], VECTOR, points[0].vector, limit=30)
+    assert {hit.item_id for hit in hits} == {point.item_id for point in points[5:]}
+    assert index.describe(NAMES[1]).metadata == {"v": 2}
+    # What it started from is as it was.
+    assert index.count(NAMES[0]) == 25
+    assert index.query(NAMES[0], VECTOR, points[0].vector)[0].item_id == points[0].item_id
+    index.delete(NAMES[0])
+    assert index.query(NAMES[1], VECTOR, points[7].vector)[0].item_id == points[7].item_id
+
+
+def test_an_unfit_base_is_not_started_from(index: VectorIndex) -> None:
+    fill(index, NAMES[0], make_points(3))
+    for vector_name, base in (("item@ffffffff", NAMES[0]), (VECTOR, "contract__v9")):
+        assert not index.create(
+            NAMES[1], vector_name=vector_name, dim=DIM, metadata={}, columns={}, base=base
+        )
+        assert index.count(NAMES[1]) == 0
+        index.finish(NAMES[1])
+        assert index.count(NAMES[1]) == 0
+        index.delete(NAMES[1])
+
+
+def test_how_a_query_is_searched_does_not_change_a_small_answer(index: VectorIndex) -> None:
+    points = make_points(40)
+    fill(index, NAMES[0], points)
+    query = make_points(1, seed=9)[0].vector
+    plain = index.query(NAMES[0], VECTOR, query, limit=5)
+    for search in (
+        SearchParams(),
+        SearchParams(ef=16),
+        SearchParams(ef=64, oversampling=3.0, rescore=True),
+        SearchParams(rescore=False),
+    ):
+        for exact in (False, True):
+            found = index.query(NAMES[0], VECTOR, query, limit=5, exact=exact, search=search)
+            assert [hit.item_id for hit in found] == [hit.item_id for hit in plain]
 
 
 FILTERS: tuple[tuple[str, ...], ...] = (
@@ -239,6 +349,9 @@ def test_what_is_not_there_is_named_beside_what_is(index: VectorIndex) -> None:
         lambda: index.retrieve("nope", ["a"]),
         lambda: index.set_metadata("nope", {"a": 1}),
         lambda: index.finish("nope"),
+        lambda: index.delete_points("nope", ["a"]),
+        lambda: list(index.scroll("nope")),
+        lambda: index.size_bytes("nope"),
     ):
         with pytest.raises(UserError, match=r"no collection 'nope' in the index; present: .*__v1"):
             ask()

@@ -51,6 +51,9 @@ def test_gpu_without_one(tmp_path: Path) -> None:
         assert found["resume"][same] is True
     assert found["resume"]["exit_code"] == -9
     assert found["one_rank"]["none"]["same_weights"] is True
+    assert found["one_rank"]["none"]["sharded"] is False
+    assert found["one_rank"]["fsdp"]["sharded"] is True
+    assert found["one_rank"]["fsdp"]["largest_difference"] < 1e-4
     assert json.loads(out.read_text()) == found
 
 

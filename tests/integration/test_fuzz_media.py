@@ -142,4 +142,4 @@ def test_hundreds_of_malformed_media(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_thousands_of_malformed_media(tmp_path: Path) -> None:
-    _run(tmp_path / "work", [201_500, 301_500], timeout_s=1800)
+    _run(tmp_path / "work", [201_500, 301_500, 401_700], timeout_s=2700)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import typer
 
-from coembed.cli import about, data, decisions, effects, releases, reproduce, run, stages
+from coembed.cli import about, data, decisions, effects, releases, reproduce, run, serve, stages
 from coembed.cli.data_versions import data_app
 from coembed.cli.pairs import pairs_app
 from coembed.errors import CoembedError
@@ -34,6 +34,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "4 · What is served, and was": {
         "models": releases.models,
+        "releases": releases.releases,
         "compare": decisions.compare,
         "rollback": releases.rollback,
         "audit": releases.audit,
@@ -43,6 +44,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "retrain": run.retrain,
         "reproduce": reproduce.reproduce,
         "search": run.search,
+        "serve": serve.serve,
     },
     "6 · Help": {"doctor": about.doctor},
 }

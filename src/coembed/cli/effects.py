@@ -9,9 +9,11 @@ import typer
 
 from coembed.cli._project import (
     JsonOption,
+    Project,
     ProjectOption,
     SetOption,
     open_project,
+    print_listing,
     print_result,
     registered_version,
     services,
@@ -54,10 +56,20 @@ def index(
     version: Annotated[
         int | None, typer.Option(help="The model version; else the one last registered.")
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Build nothing: measure what quantisation and search settings find and cost.",
+        ),
+    ] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Embeddings → a new, verified collection that nobody sees yet."""
+    if tune:
+        _tune(open_project(project, overrides), version, as_json)
+        return
     from coembed.lineage import dvc
     from coembed.registry.past_runs import log_lock_again
     from coembed.registry.store import open_registry
@@ -75,6 +87,24 @@ def index(
         out=here.path("runs") / "index.json",
     )
     print_result(result, as_json)
+
+
+def _tune(here: Project, version: int | None, as_json: bool) -> None:
+    from coembed.errors import UserError
+    from coembed.stages import tune as stage
+
+    if version is not None:
+        raise UserError(
+            "--tune measures the embeddings as they are: --version has no part in it",
+            hint="leave one of them out",
+        )
+    listing = stage.run(
+        here.cfg,
+        services=services(here),
+        embeddings=here.path("embeddings"),
+        runs=here.path("runs"),
+    )
+    print_listing(listing, as_json)
 
 
 def fetch(

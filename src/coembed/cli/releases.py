@@ -29,6 +29,16 @@ def models(
     print_listing(stage.run(here.cfg, services=services(here)), as_json)
 
 
+def releases(
+    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """The collections in the index: items, Recall@10, latency, quantisation; which is served."""
+    from coembed.stages import releases as stage
+
+    here = open_project(project, overrides)
+    print_listing(stage.run(here.cfg, services=services(here)), as_json)
+
+
 def rollback(
     version: Annotated[
         int | None,

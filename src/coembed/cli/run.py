@@ -118,7 +118,9 @@ def search(
     release = found.release
     # The columns that the evaluation classifies are the ones that people ask about.
     columns = list(dict.fromkeys(task.column for task in here.cfg.evaluate.zero_shot))
-    print_hits(f"{text or str(image or audio)!r}", found.hits, columns)
+    print_hits(f"{text or str(image or audio)!r}", found.hits, found.matches, columns)
+    if found.weak:
+        print("nothing matches well: these are only the nearest")
     print(f"model {release.model} version {release.version}, collection {found.collection}")
     if sheet is not None:
         print(f"contact sheet: {sheet}")

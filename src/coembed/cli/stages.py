@@ -39,7 +39,7 @@ def _run_stage(
     """Run one reproducible stage, show what it did and, unless DVC does so itself, write it into
     dvc.lock. `call` gives None where another process has shown it.
     """
-    from coembed.lineage.process import die_with_parent
+    from coembed.parent import die_with_parent
 
     under_dvc = os.environ.get("DVC_STAGE") == stage
     if under_dvc:
@@ -176,7 +176,7 @@ def _train_in_place(
     place: Place, project: Path, overrides: list[str] | None, as_json: bool
 ) -> None:
     """Be one of the processes that torchrun started: this verb's own, or the user's."""
-    from coembed.lineage.process import die_with_parent
+    from coembed.parent import die_with_parent
     from coembed.training.launch import leave_error
 
     die_with_parent()
@@ -209,18 +209,32 @@ def evaluate(
 
 
 def embed(
-    project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Embed share K of N only, for as many processes or machines on one runs/ folder; "
+            "a run without it then puts the corpus together.",
+        ),
+    ] = None,
+    project: ProjectOption = Path(),
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Model + corpus → embeddings; goes on where it was interrupted."""
+    from coembed.embedding.settings import read_share
     from coembed.stages import embed as stage
 
-    _run_stage(
-        "embed", project, overrides, as_json,
-        lambda p: stage.run(
+    def call(p: Project) -> Result:
+        return stage.run(
             p.cfg, model=p.path("model"), pairs=p.path("pairs"), out=p.path("embeddings"),
-            runs=p.path("runs"),
-        ),
-    )  # fmt: skip
+            runs=p.path("runs"), share=None if share is None else read_share(share),
+        )  # fmt: skip
+
+    if share is None:
+        _run_stage("embed", project, overrides, as_json, call)
+    else:  # no output yet that dvc.lock could speak of
+        print_result(call(open_project(project, overrides)), as_json)
 
 
 def export(

@@ -358,8 +358,6 @@ def words(name: str) -> str:
     stem, at, k = name.partition("_at_")
     if at and stem == "map":
         return f"mAP@{k}"
-    if at and stem == "map":
-        stem = "mean_average_precision"
     label = stem.replace("_", " ").replace(" to ", " → ")
     return f"{label[:1].upper()}{label[1:]}{'@' + k if at else ''}"
 

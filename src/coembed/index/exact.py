@@ -5,7 +5,7 @@ It is the reference that other backends are compared with. Nothing is kept when 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from coembed.errors import UserError
 from coembed.index.base import (
+    NO_VECTOR,
     Collection,
     Point,
+    SearchParams,
     check_vector,
     missing_collection,
     wrong_vector,
@@ -51,10 +53,12 @@ class ExactIndex:
         dim: int,
         metadata: Mapping[str, Any],
         columns: Mapping[str, ColumnKind],  # noqa: ARG002  (a full scan needs no payload index)
-    ) -> None:
+        base: str | None = None,  # noqa: ARG002  (nothing is saved by a copy)
+    ) -> bool:
         if name in self._shelves or name in self._aliases:
             raise UserError(f"the name {name!r} is taken in the index")
         self._shelves[name] = _Shelf(Collection(name, vector_name, dim, dict(metadata)))
+        return False
 
     def describe(self, name: str) -> Collection:
         return self._shelf(name).collection
@@ -81,15 +85,40 @@ class ExactIndex:
             check_vector(shelf.collection, point.vector, f"the vector of item {point.item_id}")
         shelf.points.update((point.item_id, point) for point in points)
 
+    def delete_points(self, name: str, item_ids: Sequence[str]) -> None:
+        points = self._shelf(name).points
+        for item_id in item_ids:
+            points.pop(item_id, None)
+
     def finish(self, name: str) -> None:
         self._shelf(name)
 
     def count(self, name: str) -> int:
         return len(self._shelf(name).points)
 
+    def size_bytes(self, name: str) -> int | None:
+        self._shelf(name)
+        return None
+
     def retrieve(self, name: str, item_ids: Sequence[str]) -> dict[str, Point]:
         points = self._shelf(name).points
         return {item_id: points[item_id] for item_id in item_ids if item_id in points}
+
+    def scroll(
+        self,
+        name: str,
+        *,
+        with_vectors: bool = False,
+        with_payload: bool = True,
+        batch_size: int = 1024,
+    ) -> Iterator[list[Point]]:
+        points = list(self._shelf(name).points.values())
+        if not with_vectors:
+            points = [replace(point, vector=NO_VECTOR) for point in points]
+        if not with_payload:
+            points = [replace(point, payload={}) for point in points]
+        for start in range(0, len(points), batch_size):
+            yield points[start : start + batch_size]
 
     def query(
         self,
@@ -100,6 +129,7 @@ class ExactIndex:
         where: Filter = NO_FILTER,
         limit: int = 10,
         exact: bool = False,  # noqa: ARG002  (it always is)
+        search: SearchParams | None = None,  # noqa: ARG002  (there is no graph)
     ) -> list[Hit]:
         shelf = self._shelf(name)
         if vector_name != shelf.collection.vector_name:

@@ -29,6 +29,7 @@ _HINT = (
     "write COLUMN=VALUE, COLUMN=ONE,OTHER (any of them), COLUMN!=VALUE or COLUMN<NUMBER "
     "(also <=, >, >=), for example --filter colour=red --filter 'price<50'"
 )
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 # Columns of every payload that stand beside the attributes.
 BASE_COLUMNS: dict[str, ColumnKind] = {"modality": "text", "path": "text", "split": "text"}
 
@@ -59,6 +60,13 @@ class Filter:
 
 
 NO_FILTER = Filter()
+
+
+def payload_key(column: str) -> str:
+    """Where a column stands in a payload, as a path in Qdrant's terms."""
+    if column in BASE_COLUMNS:
+        return column
+    return f"attributes.{column}" if _PLAIN.fullmatch(column) else f'attributes."{column}"'
 
 
 def payload_value(payload: Mapping[str, Any], column: str) -> Any:

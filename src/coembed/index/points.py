@@ -36,6 +36,15 @@ def read_points(folder: Path) -> Iterator[Point]:
             yield Point(item_id, vector, payload)
 
 
+def read_vectors(folder: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Item ids and vectors [n, dim] of the parts in `folder`, in batches, in order."""
+    for table, where in _tables(folder, ("item_id", "vector")):
+        item_ids = table.column("item_id").to_pylist()
+        vectors = _vectors(table.column("vector"), where)
+        _check_unit(item_ids, vectors, where)
+        yield item_ids, vectors
+
+
 def read_columns(folder: Path) -> dict[str, ColumnKind]:
     """The attribute columns of the parts in `folder`, and what is in each."""
     kinds: dict[str, set[ColumnKind]] = {}

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from qdrant_client import models
 
-from coembed.index.filters import BASE_COLUMNS, AnyOf, Compare, Filter
+from coembed.index.filters import AnyOf, Compare, Filter, payload_key
 from coembed.types import Attribute
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
-
-
-def payload_key(column: str) -> str:
-    """Where a column stands in a payload, as a Qdrant path."""
-    if column in BASE_COLUMNS:
-        return column
-    return f"attributes.{column}" if _PLAIN.fullmatch(column) else f'attributes."{column}"'
 
 
 def to_qdrant(where: Filter) -> models.Filter | None:

@@ -44,7 +44,7 @@ def call(
     *,
     backoff: Backoff,
     judge: Callable[[Exception], TryAgain | None],
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
     chance: Callable[[], float] = random.random,
 ) -> T:
     """Call `function`; where it raises what `judge` thinks may pass, pause and try again.

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coembed.errors import ServiceError, UserError
-
-_PR_SET_PDEATHSIG = 1
-# Loaded here, because loading a library between fork and exec can hang a process with threads.
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends (Linux; elsewhere nothing happens).
-
-    A flow that is killed with -9 cannot clean up. Without this its stage would go on alone, holding
-    DVC's lock and the machine, while the flow's record says that the run is dead.
-    """
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+from coembed.parent import die_with_parent
 
 
 def tool(name: str) -> str:

@@ -7,6 +7,7 @@ them. Orientation, transparency and colour modes are treated alike by both.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -25,6 +26,7 @@ ORIENTATION = 0x0112
 # An image more elongated than this is first cut to its middle: resized whole, it could fill memory.
 MAX_ASPECT = 16
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_BUFFER = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")
 _DEEP_GREYS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -47,7 +49,8 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     except Image.DecompressionBombError as error:
         raise DataError(f"the image is too large: {error}") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on hostile bytes
-        message = str(error) or type(error).__name__
+        # The message of an unknown format names the buffer by its address: another in every run.
+        message = _BUFFER.sub("", str(error)) or type(error).__name__
         raise DataError(f"not a readable image: {message}") from error
 
 

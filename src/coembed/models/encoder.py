@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coembed.errors import ConfigError, ModelError
+from coembed.errors import ConfigError, DataError, ModelError
 from coembed.files import sha256_json
 from coembed.models.checkpoint import load_model, read_card
 from coembed.models.joint import JointModel
@@ -33,6 +35,51 @@ _AHEAD = 2
 _MAX_BATCH_BYTES = 128 << 20
 # Texts are cut to the longest of their batch, rounded up to this, for fewer distinct shapes.
 _LENGTH_MULTIPLE = 8
+# In bulk a thread loads so many items at a time: little enough to spread, enough not to wait.
+_LOAD_TOGETHER = 8
+# On a processor so many are brought to floats at a time, in its cache.
+_CONVERT_TOGETHER = 4
+_PLACE = re.compile(r"^\w+ \d+: ")
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded(Generic[K]):
+    """What bulk encoding gives at a time: vectors [len(keys), embed_dim] of the items with those
+    keys, and what could not be decoded since, with the reason."""
+
+    keys: tuple[K, ...]
+    vectors: Embeddings
+    unreadable: tuple[tuple[K, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch(Generic[K]):
+    """Loaded items of one shape. Rows behind those of `keys` are padding."""
+
+    keys: tuple[K, ...]
+    loaded: Tensor | None
+    unreadable: tuple[tuple[K, str], ...]
+
+
+class _Room:
+    """Memory for the inputs of one batch after another: a processor's allocator would map it anew
+    each time, which takes as long as filling it."""
+
+    def __init__(self) -> None:
+        self._inputs: Tensor | None = None
+        self._shape: tuple[int, ...] = ()
+
+    def fill(self, batch: Tensor, to_inputs: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `to_inputs`, which treats items one by one, makes of `batch`."""
+        if self._inputs is None or self._shape != tuple(batch.shape):
+            self._inputs, self._shape = to_inputs(batch), tuple(batch.shape)
+            return self._inputs
+        for start in range(0, len(batch), _CONVERT_TOGETHER):
+            few = slice(start, start + _CONVERT_TOGETHER)
+            self._inputs[few] = to_inputs(batch[few])
+        return self._inputs
 
 
 class Encoder:
@@ -143,6 +190,121 @@ class Encoder:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def bulk(
+        self,
+        modality: str,
+        keys: Iterable[K],
+        fetch: Callable[[K], Any],
+        *,
+        batch_size: int | None = None,
+    ) -> Generator[Embedded[K], None, None]:
+        """Embeddings of very many items, a batch at a time, each item once and in any order.
+
+        An item is loaded as `fetch(key)` in one of the threads that also decode it; one that cannot
+        be decoded is named and stops nothing. Items that cost alike (sounds of as many windows,
+        texts of about one length) make up a batch, and every batch of a kind has one and the same
+        shape: the last is padded. So the bits of an embedding do not depend on what is encoded
+        beside it, as far as the kernels of the device go; who relies on that has to check it.
+        """
+        if modality not in self._loaders:
+            raise ModelError(f"the model encodes {' and '.join(self.modalities)}, not {modality}")
+        wanted = batch_size or self._batch_size
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix=f"load-{modality}")
+        packer = ThreadPoolExecutor(1, thread_name_prefix=f"pack-{modality}")
+        batches = self._pack(pool, modality, iter(keys), fetch, wanted)
+        try:
+            coming = packer.submit(next, batches, None)
+            running: tuple[_Batch[K], Tensor | None] | None = None
+            room = _Room()
+            while (batch := coming.result()) is not None:
+                coming = packer.submit(next, batches, None)
+                # A GPU works on while the results before these are fetched.
+                started = self._start(modality, batch.loaded, room)
+                if running is not None:
+                    yield self._fetched(*running)
+                running = batch, started
+            if running is not None:
+                yield self._fetched(*running)
+        finally:
+            packer.shutdown(wait=True, cancel_futures=True)
+            batches.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pack(
+        self,
+        pool: ThreadPoolExecutor,
+        modality: str,
+        keys: Iterator[K],
+        fetch: Callable[[K], Any],
+        batch_size: int,
+    ) -> Generator[_Batch[K], None, None]:
+        """Loaded items, put together by shape into batches of one size a shape."""
+        loader = self._loaders[modality]
+        usual = loader.example().numel()
+        # Of the largest items no more are decoded ahead than fill the memory set aside for a batch.
+        ahead = _AHEAD * min(batch_size, self._num_at_once(modality))
+
+        def load(few: list[K]) -> list[tuple[K, Tensor | str]]:
+            return [(key, self._load_one(modality, fetch(key))) for key in few]
+
+        def size(item: Tensor) -> int:
+            by_cost = batch_size * usual // max(usual, item.numel())
+            return max(1, min(by_cost, _MAX_BATCH_BYTES // max(1, item.nbytes)))
+
+        def packed(group: list[tuple[K, Tensor]], rows: int) -> _Batch[K]:
+            parts = [item for _, item in group]
+            parts += [parts[place % len(parts)] for place in range(rows - len(parts))]
+            loaded = loader.join(parts)
+            if self.device.type == "cuda":
+                loaded = loaded.pin_memory()
+            lost, unreadable[:] = tuple(unreadable), []
+            return _Batch(tuple(key for key, _ in group), loaded, lost)
+
+        waiting: deque[Future[list[tuple[K, Tensor | str]]]] = deque()
+        groups: dict[tuple[int, ...], list[tuple[K, Tensor]]] = {}
+        unreadable: list[tuple[K, str]] = []
+        while True:
+            while len(waiting) * _LOAD_TOGETHER < max(ahead, self._num_threads):
+                few = list(islice(keys, _LOAD_TOGETHER))
+                if not few:
+                    break
+                waiting.append(pool.submit(load, few))
+            if not waiting:
+                break
+            for key, item in waiting.popleft().result():
+                if isinstance(item, str):
+                    unreadable.append((key, item))
+                    continue
+                group = groups.setdefault(tuple(item.shape[1:]), [])
+                group.append((key, item))
+                if len(group) == size(item):
+                    yield packed(group, len(group))
+                    group.clear()
+        for shape in sorted(groups):
+            if group := groups[shape]:
+                yield packed(group, size(group[0][1]))
+        if unreadable:
+            yield _Batch((), None, tuple(unreadable))
+
+    def _load_one(self, modality: str, item: Any) -> Tensor | str:
+        """An item as the tower takes it up to `to_inputs`, or why it cannot be decoded."""
+        try:
+            loaded = self._loaders[modality].load([item])
+        except DataError as error:
+            return _PLACE.sub("", error.message)  # it was alone: "image 0: " says nothing
+        return self._model.trim(modality, loaded, multiple=_LENGTH_MULTIPLE)
+
+    def _fetched(self, batch: _Batch[K], embeddings: Tensor | None) -> Embedded[K]:
+        if embeddings is None:
+            vectors: Embeddings = np.empty((0, self.embed_dim), dtype=np.float32)
+        else:
+            vectors = embeddings.cpu().numpy()[: len(batch.keys)]
+        return Embedded(batch.keys, vectors, batch.unreadable)
+
+    def warm(self, modality: str) -> None:
+        """Go through a tower once: the first time sets up threads and memory."""
+        self._forward(modality, self._loaders[modality].example())
+
     def _num_at_once(self, modality: str) -> int:
         """Items in a batch: fewer than asked for where they would fill the memory (long sounds)."""
         most = _MAX_BATCH_BYTES // self._loaders[modality].max_item_bytes()
@@ -161,17 +323,30 @@ class Encoder:
 
     def _forward(self, modality: str, batch: Tensor) -> Embeddings:
         batch = self._model.trim(modality, batch, multiple=_LENGTH_MULTIPLE)
+        embeddings = self._start(modality, batch)
+        assert embeddings is not None
+        result: Embeddings = embeddings.cpu().numpy()
+        return result
+
+    def _start(
+        self, modality: str, batch: Tensor | None, room: _Room | None = None
+    ) -> Tensor | None:
+        """The embeddings of a batch, on the device; a GPU may still be at work on them."""
+        if batch is None:
+            return None
         batch = batch.to(self.device, non_blocking=True)
+        to_inputs = self._loaders[modality].to_inputs
         with (
             torch.inference_mode(),
             torch.autocast(
                 self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
             ),
         ):
-            inputs = self._loaders[modality].to_inputs(batch)
-            embeddings = self._model.embed(modality, inputs).float().cpu()
-        result: Embeddings = embeddings.numpy()
-        return result
+            if room is None or self.device.type != "cpu":
+                inputs = to_inputs(batch)
+            else:
+                inputs = room.fill(batch, to_inputs)
+            return self._model.embed(modality, inputs).float()
 
 
 def load_encoder(

@@ -57,8 +57,11 @@ def save_package(into: Path, model: Path, *, dim: int, precision: str) -> None:
                 inputs=types.Schema(
                     [
                         types.ColSpec("string", "text", required=False),
-                        types.ColSpec("binary", "image", required=False),
-                        types.ColSpec("binary", "audio", required=False),
+                        # Bytes, or base64 where they come as JSON. With MLflow's "binary", rows
+                        # of different kinds could not come in one request: it would decode what
+                        # is not there.
+                        types.ColSpec(types.schema.AnyType(), "image", required=False),
+                        types.ColSpec(types.schema.AnyType(), "audio", required=False),
                     ]
                 ),
                 outputs=types.Schema([types.TensorSpec(np.dtype(np.float32), (-1, dim))]),

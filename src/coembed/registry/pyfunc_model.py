@@ -6,6 +6,8 @@ of the model directory beside it. Not to be imported otherwise: `set_model` belo
 
 from __future__ import annotations
 
+import base64
+import binascii
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 COLUMNS = ("text", "image", "audio")
-"""Columns of the input, each named after what it holds; the bytes of a file for the last two."""
+"""Columns of the input, each named after what it holds: a text, or for the last two a file, as
+bytes or, because JSON has none, in base64."""
 
 
 class EncoderModel(PythonModel):
@@ -74,13 +77,24 @@ def _column(frame: pd.DataFrame, name: str) -> list[Any]:
     """A column's values with None for what is missing, and all None if there is no such column."""
     if name not in frame.columns:
         return [None] * len(frame)
-    return [_value(value) for value in frame[name]]
+    read = _text if name == "text" else _file
+    return [read(value, f"{name} of row {row}") for row, value in enumerate(frame[name])]
 
 
-def _value(value: Any) -> str | bytes | None:
-    if isinstance(value, bytearray):
-        return bytes(value)
-    return value if isinstance(value, str | bytes) else None
+def _text(value: Any, _what: str) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _file(value: Any, what: str) -> bytes | None:
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise ValueError(
+                f"the {what} is text that is no base64 ({error}); expected a file's bytes, or its "
+                "base64"
+            ) from None
+    return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
 
 
 mlflow.models.set_model(EncoderModel())

@@ -16,6 +16,8 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 ROLLED_BACK = "coembed.rolled_back_to"
 # A version's tag: the fingerprint in its evaluation's receipt, which another precision may change.
 EVALUATED = "coembed.evaluated_fingerprint"
+# What the tags of a version begin with that hold a metric the policy names.
+METRIC_TAG = "coembed.metric/"
 # What keys of `promote` became, for those who come with a params file of before.
 _RENAMED = {
     "tolerance": "it is called `margin` now, and a regression counts only where it is significant",

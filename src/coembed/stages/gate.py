@@ -17,7 +17,7 @@ from coembed.evaluation.comparison import Comparison, compare
 from coembed.evaluation.outcomes_file import OUTCOMES, RecordedOutcomes, read_outcomes
 from coembed.evaluation.verdict_page import render_verdict
 from coembed.files import atomic_folder, read_json, read_receipt, write_json, write_text
-from coembed.index.build import SearchMeasured, read_search
+from coembed.index.release import SearchMeasured, read_search
 from coembed.locking import exclusive
 from coembed.models.pretrained import WEIGHTS
 from coembed.pairs.shards import read_samples

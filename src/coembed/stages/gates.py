@@ -14,10 +14,11 @@ from typing import Any
 
 from coembed.errors import ConfigError
 from coembed.evaluation.comparison import Comparison, Difference
+from coembed.evaluation.report import is_share
 from coembed.evaluation.statistics import ALPHA
 from coembed.evaluation.verdict_page import metric_words
 from coembed.files import sha256_json
-from coembed.index.build import SearchMeasured
+from coembed.index.release import SearchMeasured
 from coembed.registry.settings import PromoteSettings
 from coembed.registry.store import flatten_metrics
 from coembed.stages.decision import Decision, Gate, Verdict
@@ -25,6 +26,8 @@ from coembed.stages.leakage import Leaks
 
 # Two runs of one model may differ in the last digits of a metric; that is not "worse".
 _ROUNDING = 1e-9
+# Groups of metrics.json whose figures are no shares of anything.
+_NO_SHARES = ("geometry", "calibration")
 _MOST_LEAKS = 20  # in a gate's detail; decision.json has all of them
 _KINDS = {
     "same_item": "the same file",
@@ -167,8 +170,8 @@ def floor_gate(metric: str, floor: float, metrics: Mapping[str, Any]) -> Gate:
     return Gate(
         key="floors",
         name=f"{metric_words(metric)}: floor",
-        value=f"{value:.4f}",
-        limit=f"{floor:.4f} or more",
+        value=_amount(metric, value),
+        limit=f"{_limit(metric, floor)} or more",
         verdict=_passed(math.isfinite(value) and value >= floor - _ROUNDING),
         detail="" if math.isfinite(value) else "it is not a number",
     )
@@ -198,8 +201,8 @@ def regression_gate(
     return Gate(
         key=key,
         name=name,
-        value=f"{value:.4f}",
-        limit=_asked(margin, policy),
+        value=_amount(metric, value),
+        limit=_asked(metric, margin, policy),
         verdict=_passed(math.isfinite(value)),
         detail=detail,
     )
@@ -230,7 +233,7 @@ def slice_gates(policy: PromoteSettings, comparison: Comparison) -> Iterator[Gat
                 key="protected_slices",
                 name=f"{metric_words(policy.metric)} by {column}",
                 value="too few queries" if small else "the champion was not measured there",
-                limit=_asked(margin, policy),
+                limit=_asked(policy.metric, margin, policy),
                 verdict="passed",
                 detail=small,
             )
@@ -267,29 +270,63 @@ def _judged(
         by_chance = corrected is not None and corrected >= ALPHA
         good = found.high >= -margin - _ROUNDING or by_chance
     finite = math.isfinite(found.challenger) and math.isfinite(found.difference)
+    path, unit = found.path, " points" if _in_percent(found.path) else ""
     return Gate(
         key=key,
         name=name,
-        value=f"{found.difference:+.4f} ({found.champion:.4f} → {found.challenger:.4f})",
-        limit=_asked(margin, policy),
+        value=f"{_signed(path, found.difference)}{unit} "
+        f"({_amount(path, found.champion)} → {_amount(path, found.challenger)})",
+        limit=_asked(path, margin, policy),
         verdict=_passed(good and finite),
-        detail=f"95 % interval {found.low:+.4f} to {found.high:+.4f}, p {found.p_value:.3g}"
+        detail=f"95 % interval {_signed(path, found.low)} to {_signed(path, found.high)}{unit}, "
+        f"p {found.p_value:.3g}"
         + (f" (corrected {corrected:.3g})" if corrected is not None else "")
         + f", {found.num_queries:,} queries about {found.num_clusters:,} items",
     )
 
 
-def _asked(margin: float, policy: PromoteSettings) -> str:
-    beyond = f" of more than {margin:g}" if margin else ""
+def _asked(metric: str, margin: float, policy: PromoteSettings) -> str:
+    beyond = f" of more than {_margin(metric, margin)}" if margin else ""
     if policy.proof == "non_inferiority":
         return f"surely no loss{beyond}"
     return f"no sure loss{beyond}"
 
 
+# Shares are told in percent and in points of it, as elsewhere on the page; others as they are.
+
+
+def _amount(metric: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if _in_percent(metric) else f"{value:.4f}"
+
+
+def _limit(metric: str, value: float) -> str:
+    return f"{100 * value:g} %" if _in_percent(metric) else f"{value:g}"
+
+
+def _margin(metric: str, margin: float) -> str:
+    if not _in_percent(metric):
+        return f"{margin:g}"
+    shown = f"{100 * margin:g}"
+    return f"{shown} {'point' if shown == '1' else 'points'}"
+
+
+def _signed(metric: str, difference: float) -> str:
+    shown = f"{100 * difference:+.2f}" if _in_percent(metric) else f"{difference:+.4f}"
+    return shown.replace("-", "−")
+
+
+def _in_percent(metric: str) -> bool:
+    group, name = metric.partition("/")[0], metric.rpartition("/")[2]
+    return group not in _NO_SHARES and not name.startswith("num_") and is_share(name)
+
+
 def search_gates(policy: PromoteSettings, search: SearchMeasured | None) -> Iterator[Gate]:
     """The collection's search finds what a full scan finds, and soon enough."""
     least, slowest = policy.index.min_recall, policy.index.max_p95_ms
-    limits = (f"{least:.3f} or more", "any" if slowest is None else f"{slowest:g} ms or less")
+    limits = (
+        f"{100 * least:g} % or more",
+        "any" if slowest is None else f"{slowest:g} ms or less",
+    )
     names = ("Recall@10 of the search", "One query of the search, p95")
     if search is None:
         detail = "run `coembed index` again: it measures the collection"
@@ -301,7 +338,7 @@ def search_gates(policy: PromoteSettings, search: SearchMeasured | None) -> Iter
     yield Gate(
         key="index",
         name=names[0],
-        value=f"{search.recall_at_10:.3f}",
+        value=f"{100 * search.recall_at_10:.2f} %",
         limit=limits[0],
         verdict=_passed(search.recall_at_10 >= least - _ROUNDING),
         detail=f"against a full scan, {queries}",

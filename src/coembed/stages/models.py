@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coembed.config import Config
 from coembed.errors import ServiceError
-from coembed.index.qdrant import open_index
-from coembed.registry.settings import ROLLED_BACK, PromoteSettings
+from coembed.index.opening import open_index
+from coembed.registry.settings import METRIC_TAG, ROLLED_BACK, PromoteSettings
 from coembed.registry.store import ModelVersion, Run, open_registry
 from coembed.services import Services
 from coembed.stages.promotion import releases
@@ -88,7 +89,7 @@ def _entry(
     return {
         "version": version.version,
         "aliases": sorted(alias for alias, number in aliases.items() if number == version.version),
-        "metrics": {name: run.metrics.get(name) for name in metrics} if run else None,
+        "metrics": _measured(tags, run, metrics),
         "gate": tags.get("coembed.gate"),
         "gate_reason": tags.get("coembed.gate_reason"),
         "rolled_back_to": int(tags[ROLLED_BACK]) if tags.get(ROLLED_BACK) else None,
@@ -108,7 +109,7 @@ def _row(entry: dict[str, Any], metrics: tuple[str, ...]) -> tuple[str, ...]:
     return (
         str(entry["version"]),
         ", ".join(entry["aliases"]) or _NONE,
-        *(_measured(entry, name) for name in metrics),
+        *(_shown(entry["metrics"][name], entry) for name in metrics),
         (entry["gate"] or _NONE) + (", rolled back" if entry["rolled_back_to"] else ""),
         _place(entry),
         (entry["git_commit"] or _NONE)[:8],
@@ -117,11 +118,20 @@ def _row(entry: dict[str, Any], metrics: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _measured(entry: dict[str, Any], name: str) -> str:
-    if entry["run_deleted"]:
-        return "run deleted"
-    value = entry["metrics"][name]
-    return _NONE if value is None else f"{value:.4f}"
+def _measured(
+    tags: Mapping[str, str], run: Run | None, metrics: tuple[str, ...]
+) -> dict[str, float | None]:
+    """The metrics as the run has them; without it, those that the version's own tags kept."""
+    if run is not None:
+        return {name: run.metrics.get(name) for name in metrics}
+    kept = {name: tags.get(METRIC_TAG + name) for name in metrics}
+    return {name: None if value is None else float(value) for name, value in kept.items()}
+
+
+def _shown(value: float | None, entry: dict[str, Any]) -> str:
+    if value is None:
+        return "run deleted" if entry["run_deleted"] else _NONE
+    return f"{value:.4f}"
 
 
 def _place(entry: dict[str, Any]) -> str:

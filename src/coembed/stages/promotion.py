@@ -18,8 +18,8 @@ from pathlib import Path
 from coembed.config import Config
 from coembed.errors import ServiceError, UserError
 from coembed.index.base import VectorIndex
-from coembed.index.build import Release, read_release
-from coembed.index.qdrant import open_index
+from coembed.index.opening import open_index
+from coembed.index.release import Release, read_release
 from coembed.locking import exclusive
 from coembed.registry.journal import Entry, Intent, Journal, Kind
 from coembed.registry.settings import CHALLENGER, CHAMPION, PREVIOUS, ROLLED_BACK

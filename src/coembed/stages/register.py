@@ -13,13 +13,11 @@ from coembed.files import read_json, read_receipt, sha256_file, sha256_json, wri
 from coembed.models.checkpoint import read_card
 from coembed.models.encoder import Encoder, load_encoder
 from coembed.registry.past_runs import COMMIT, DATA, LOCK, WEIGHTS
-from coembed.registry.settings import CHALLENGER, CHAMPION, EVALUATED
+from coembed.registry.settings import CHALLENGER, CHAMPION, EVALUATED, METRIC_TAG
 from coembed.registry.store import Registry, flatten_metrics, open_registry
 from coembed.services import Services
 from coembed.stages.result import Result
 
-# What the tags of a version begin with that hold a metric the policy names.
-METRIC_TAG = "coembed.metric/"
 _MADE_BY = "coembed evaluate"
 
 

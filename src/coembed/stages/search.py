@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from coembed.config import Config
 from coembed.errors import DataError, ModelError, UserError
 from coembed.index.base import VectorIndex
-from coembed.index.build import Release, read_release, vector_of
 from coembed.index.filters import parse_filters, restrict
-from coembed.index.qdrant import open_index
+from coembed.index.opening import open_index
+from coembed.index.release import Release, read_release, vector_of
+from coembed.locking import exclusive
 from coembed.models.encoder import Encoder, Precision, load_encoder
+from coembed.models.query_encoder import QueryEncoder, load_query_encoder
+from coembed.search.calibration import read_calibration
 from coembed.services import Services
 from coembed.stages.contact_sheet import draw_sheet
 from coembed.types import Hit
@@ -42,12 +45,18 @@ class MediaQuery:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search answers. `query` is the text, or the name of the file."""
+    """What a search answers. `query` is the text, or the name of the file.
+
+    `matches` are the hits' shares of true matches that score no higher (`search.calibration`), None
+    where nothing was measured; `weak` says that even the best hits score below nearly all of those.
+    """
 
     query: str
     release: Release
     collection: str
     hits: tuple[Hit, ...]
+    matches: tuple[float | None, ...]
+    weak: bool
     sheet: Path | None
 
     def to_json(self) -> dict[str, Any]:
@@ -60,9 +69,16 @@ class SearchResult:
                 "fingerprint": self.release.fingerprint,
                 "collection": self.collection,
             },
+            "nothing_matches_well": self.weak,
             "hits": [
-                {"rank": hit.rank, "score": hit.score, "item_id": hit.item_id, **hit.payload}
-                for hit in self.hits
+                {
+                    "rank": hit.rank,
+                    "score": hit.score,
+                    "match": match,
+                    "item_id": hit.item_id,
+                    **hit.payload,
+                }
+                for hit, match in zip(self.hits, self.matches, strict=True)
             ],
         }
 
@@ -99,7 +115,14 @@ def run(
     shown = query.path.name if isinstance(query, MediaQuery) else query.strip()
     if sheet is not None:
         draw_sheet(hits, title=shown, pool=pool, out=sheet)
-    return SearchResult(shown, release, collection, tuple(hits), sheet)
+    asked_with = query.modality if isinstance(query, MediaQuery) else "text"
+    calibration = read_calibration(release.calibration)
+    matches = tuple(
+        calibration.match(hit.score, query=asked_with, item=str(hit.payload.get("modality")))
+        for hit in hits
+    )
+    weak = all(match is not None and match < cfg.serve.weak_share for match in matches)
+    return SearchResult(shown, release, collection, tuple(hits), matches, weak, sheet)
 
 
 def find_release(index: VectorIndex, *, alias: str) -> tuple[str, Release]:
@@ -120,6 +143,35 @@ def load_release(
 
     Raises ModelError if the registry's version is not the model that made the vectors.
     """
+    folder = fetch_model(cfg, services, release, collection=collection, models=models)
+    encoder = load_encoder(folder, precision=cast(Precision, release.precision))
+    if encoder.fingerprint != release.fingerprint:
+        raise _other_model(release, collection, encoder.fingerprint)
+    return encoder
+
+
+def load_query_encoder_of(
+    cfg: Config, services: Services, release: Release, *, collection: str, models: Path
+) -> QueryEncoder:
+    """The same for queries only, in the engine that `serve.engine` says: it stays loaded."""
+    folder = fetch_model(cfg, services, release, collection=collection, models=models)
+    encoder = load_query_encoder(
+        folder,
+        precision=cast(Precision, release.precision),
+        cache=models,
+        num_threads=cfg.serve.num_threads,
+        engine=cfg.serve.engine,
+    )
+    if encoder.fingerprint != release.fingerprint:
+        encoder.close()
+        raise _other_model(release, collection, encoder.fingerprint)
+    return encoder
+
+
+def fetch_model(
+    cfg: Config, services: Services, release: Release, *, collection: str, models: Path
+) -> Path:
+    """The folder of a release's model: downloaded from the registry once, then kept in `models`."""
     folder = models / release.fingerprint
     if not folder.is_dir():
         # Only here: a search with a known model needs no registry, and importing it takes seconds.
@@ -129,11 +181,10 @@ def load_release(
         version = registry.version(release.version)
         if version.fingerprint != release.fingerprint:
             raise _other_model(release, collection, version.fingerprint)
-        registry.download(version, folder)
-    encoder = load_encoder(folder, precision=cast(Precision, release.precision))
-    if encoder.fingerprint != release.fingerprint:
-        raise _other_model(release, collection, encoder.fingerprint)
-    return encoder
+        # Several processes of a service see a new release at once: one of them downloads it.
+        with exclusive(models / f"{release.fingerprint}.lock", doing="downloading it", wait=True):
+            registry.download(version, folder)
+    return folder
 
 
 def _other_model(release: Release, collection: str, fingerprint: str) -> ModelError:

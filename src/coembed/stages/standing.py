@@ -14,7 +14,7 @@ from coembed.code import code_hash
 from coembed.config import Config
 from coembed.errors import DataError
 from coembed.files import read_json, sha256_file, sha256_json, write_json
-from coembed.index.qdrant import open_index
+from coembed.index.opening import open_index
 from coembed.registry.journal import Journal
 from coembed.registry.settings import CHAMPION
 from coembed.registry.store import open_registry

@@ -49,7 +49,7 @@ def prepare_model(
 ) -> bool:
     """Bring `model` to the device, layout and mode in which it is trained; whether its towers are
     compiled."""
-    if world is not None and world.size > 1 and settings.distributed.sharding == "fsdp":
+    if world is not None and world.is_group and settings.distributed.sharding == "fsdp":
         shard(model, world, device)
     else:
         model.to(device)

@@ -110,10 +110,14 @@ def own_device(place: Place | None, device: torch.device) -> torch.device:
 
 
 class World:
-    """All processes of a run. This one is the world of a single process."""
+    """All processes of a run. This one is the world of a single process.
+
+    is_group: whether they are torch's process group, which torchrun makes of a single one too.
+    """
 
     rank: int = 0
     size: int = 1
+    is_group: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -162,7 +166,9 @@ class World:
 
 
 class _Processes(World):
-    """A world of several processes, over torch's default process group."""
+    """The world of processes that torchrun started, over torch's default process group."""
+
+    is_group = True
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()

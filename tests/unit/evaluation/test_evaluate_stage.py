@@ -365,6 +365,16 @@ def test_items_of_one_caption_have_no_negatives(tmp_path: Path, model: Path) -> 
         run(tmp_path, model, pairs_of(tmp_path, same), slices_in_metrics=[])
 
 
+def test_an_item_without_a_caption_has_no_positive(tmp_path: Path, model: Path) -> None:
+    samples = catalogue(8, seed=3)
+    samples[5] = replace(samples[5], captions=())
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, model, pairs_of(tmp_path, samples))
+    assert f"item '{samples[5].path}' of the test split has no caption" in str(caught.value)
+    assert "run `coembed curate` again" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_item_is_named(tmp_path: Path, model: Path) -> None:
     samples = catalogue(40, seed=3)
     samples[33] = replace(samples[33], media=b"no picture")

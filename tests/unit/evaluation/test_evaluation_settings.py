@@ -59,7 +59,6 @@ def test_template_columns() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"part_size": 100, "batch_size": 64}, "100 is not a multiple of batch_size 64"),
         ({"splits": []}, "at least 1 item"),
         ({"splits": ["test", "test"]}, "names one twice"),
         ({"modalities": ["text"]}, "'image' or 'audio'"),

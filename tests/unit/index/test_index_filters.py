@@ -14,9 +14,10 @@ from coembed.index.filters import (
     column_kinds,
     matches,
     parse_filters,
+    payload_key,
     restrict,
 )
-from coembed.index.qdrant_filters import payload_key, to_qdrant
+from coembed.index.qdrant_filters import to_qdrant
 
 COLUMNS = {
     "colour": "text",

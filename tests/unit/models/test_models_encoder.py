@@ -6,8 +6,9 @@ import io
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -17,7 +18,7 @@ from PIL import Image
 
 from coembed.errors import ConfigError, DataError, ModelError
 from coembed.models.checkpoint import load_model
-from coembed.models.encoder import Encoder, load_encoder
+from coembed.models.encoder import Encoder, Precision, load_encoder
 from coembed.models.export import export_open_clip
 
 
@@ -117,6 +118,105 @@ def test_the_fingerprint_changes_with_what_changes_embeddings(
     model, spec = load_model(folder)
     other = Encoder(model, spec, weights_sha256="0" * 64)
     assert other.fingerprint != encoder.fingerprint
+
+
+def bulk(encoder: Encoder, modality: str, items: Mapping[int, Any]) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for part in encoder.bulk(modality, list(items), items.__getitem__):
+        assert not part.unreadable and part.vectors.dtype == np.float32
+        assert len(part.keys) == len(part.vectors) and not found.keys() & set(part.keys)
+        found.update(zip(part.keys, part.vectors, strict=True))
+    assert found.keys() == items.keys()
+    return found
+
+
+def test_in_bulk_they_are_the_same(encoder: Encoder, images: list[bytes], texts: list[str]) -> None:
+    for modality, items in (("image", images), ("text", texts)):
+        found = bulk(encoder, modality, dict(enumerate(items)))
+        expected = encoder.encode(modality, items)
+        np.testing.assert_allclose([found[n] for n in range(11)], expected, atol=1e-5)
+    assert bulk(encoder, "image", {}) == {}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("batch_size", [3, 4, 16])
+def test_in_bulk_company_does_not_change_a_bit(
+    folder: Path, images: list[bytes], texts: list[str], precision: Precision, batch_size: int
+) -> None:
+    """On this device, for these towers: what relies on it checks it again where it runs."""
+    options: Any = {"device": "cpu", "batch_size": batch_size, "precision": precision}
+    rng = np.random.default_rng(1)
+    for modality, items in (("image", images), ("text", texts)):
+        whole = bulk(load_encoder(folder, num_threads=2, **options), modality,
+                     dict(enumerate(items)))  # fmt: skip
+        other = load_encoder(folder, num_threads=1, **options)
+        for num in (1, 5, 11):
+            few = {int(place): items[place] for place in rng.permutation(11)[:num]}
+            for place, vector in bulk(other, modality, few).items():
+                assert vector.tobytes() == whole[place].tobytes()
+
+
+def test_in_bulk_a_kind_of_item_has_one_shape(
+    folder: Path, images: list[bytes], texts: list[str]
+) -> None:
+    encoder = load_encoder(folder, device="cpu", batch_size=4)
+    shapes: dict[str, list[tuple[int, ...]]] = {"image": [], "text": []}
+    for modality, tower in encoder._model.towers.items():
+        tower.register_forward_pre_hook(
+            lambda _, inputs, to=shapes[modality]: to.append(tuple(inputs[0].shape))  # type: ignore[misc]
+        )
+    bulk(encoder, "image", dict(enumerate(images)))
+    bulk(encoder, "text", dict(enumerate(texts)))
+    assert len(shapes["image"]) == 3 and len(set(shapes["image"])) == 1
+    assert {rows for rows, *_ in shapes["text"]} == {4}
+    # Short texts are not read as if they were as long as the longest.
+    assert len({length for _, length in shapes["text"]}) > 1
+
+
+def test_in_bulk_what_cannot_be_read_is_named_and_stops_nothing(
+    encoder: Encoder, images: list[bytes]
+) -> None:
+    items = {**dict(enumerate(images)), 3: b"nonsense", 12: b"", 13: images[0]}
+    lost: dict[int, str] = {}
+    found: dict[int, np.ndarray] = {}
+    for part in encoder.bulk("image", items, items.__getitem__):
+        lost.update(part.unreadable)
+        found.update(zip(part.keys, part.vectors, strict=True))
+    assert lost.keys() == {3, 12} and lost[3].startswith("not a readable image")
+    assert found.keys() == set(items) - {3, 12}
+    assert found[13].tobytes() == found[0].tobytes()
+    assert [part.unreadable for part in encoder.bulk("image", [3], items.__getitem__)] == [
+        ((3, lost[3]),)
+    ]
+
+
+def test_in_bulk_an_error_of_another_kind_reaches_the_caller(
+    encoder: Encoder, images: list[bytes]
+) -> None:
+    def fetch(key: int) -> bytes:
+        if key == 9:
+            raise DataError("shard 7 is damaged")
+        return images[0]
+
+    with pytest.raises(DataError, match="shard 7 is damaged"):
+        list(encoder.bulk("image", range(40), fetch))
+    with pytest.raises(ModelError, match="encodes image and text, not audio"):
+        next(encoder.bulk("audio", [1], fetch))
+    assert not [t for t in threading.enumerate() if t.name.startswith(("load-", "pack-"))]
+
+
+def test_in_bulk_reading_runs_ahead_a_little(encoder: Encoder, images: list[bytes]) -> None:
+    fetched = []
+
+    def fetch(key: int) -> bytes:
+        fetched.append(key)
+        return images[key % len(images)]
+
+    batches = encoder.bulk("image", iter(range(10**9)), fetch)
+    assert len(next(batches).keys) == 4
+    batches.close()
+    assert len(fetched) < 100
+    assert not [t for t in threading.enumerate() if t.name.startswith(("load-", "pack-"))]
 
 
 def test_impossible_wishes_are_refused(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -83,15 +84,21 @@ def test_deleted_runs_and_collections_are_said_and_not_stumbled_over(shelf: Shel
         stores.index.delete(shelf.collections[1])
         stores.index.delete(shelf.collections[3])
     _, rows = _list(shelf)
-    assert rows[3][METRIC] == "run deleted"
+    # The version's own tags kept what the policy names; what it names since then is gone.
+    value = float(registry.version(3).tags[f"coembed.metric/{METRIC}"])
+    assert rows[3][METRIC] == f"{value:.4f}"
+    guarded = shelf.world.with_settings(promote={"guards": {"retrieval/image_to_text/mrr": 1.0}})
+    newest = models.run(guarded.cfg, services=guarded.services).rows[0]
+    assert newest[2:4] == (f"{value:.4f}", "run deleted")
     assert rows[3]["collection"] == "not built"
     assert rows[1]["collection"] == f"{shelf.collections[1]} (gone from the index)"
     assert rows[2][METRIC] not in ("run deleted", "–")
 
 
-def test_an_index_that_is_open_elsewhere_leaves_its_column_open(shelf: Shelf) -> None:
-    with shelf.open():
-        listing, rows = _list(shelf)
+def test_an_index_that_does_not_answer_leaves_its_column_open(shelf: Shelf) -> None:
+    world = shelf.world.with_settings(index={"num_tries": 1})
+    nowhere = replace(world.services, qdrant_url="http://127.0.0.1:9")  # nobody listens there
+    listing, rows = _list(replace(shelf, world=replace(world, services=nowhere)))
     assert {row["collection"] for row in rows.values()} == {"the index does not answer"}
     assert [one["in_index"] for one in listing.receipt["versions"]] == [None] * 3
 

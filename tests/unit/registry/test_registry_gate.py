@@ -16,7 +16,7 @@ from training_pairs import SMALL_MODEL, make_samples
 from coembed.config import parse_config
 from coembed.errors import ConfigError, DataError, UserError
 from coembed.files import read_json, sha256_tree
-from coembed.index.qdrant import open_index
+from coembed.index.opening import open_index
 from coembed.registry.store import ModelVersion, Registry, open_registry
 from coembed.stages import compare, evaluate, evaluations
 from coembed.stages.trained_on import write_trained_on

@@ -11,7 +11,7 @@ import pytest
 
 from coembed.errors import ConfigError
 from coembed.evaluation.comparison import Comparison, Difference
-from coembed.index.build import SearchMeasured
+from coembed.index.release import SearchMeasured
 from coembed.registry.settings import PromoteSettings
 from coembed.stages import gates
 from coembed.stages.decision import Gate
@@ -112,17 +112,38 @@ def test_the_line_of_a_regression_says_by_how_much_and_how_surely() -> None:
     assert found == Gate(
         key="metric",
         name="Text → image, Recall@10: no regression",
-        value="-0.0500 (0.5500 → 0.5000)",
-        limit="no sure loss of more than 0.02",
+        value="−5.00 points (55.00 % → 50.00 %)",
+        limit="no sure loss of more than 2 points",
         verdict="refused",
-        detail="95 % interval -0.0600 to -0.0400, p 0.001, 200 queries about 100 items",
+        detail="95 % interval −6.00 to −4.00 points, p 0.001, 200 queries about 100 items",
     )
     decision = decide(policy, facts(compared([difference(low=-0.06, high=-0.04)])))
     assert decision.verdict == "refused"
     assert decision.reason == (
-        "Text → image, Recall@10: no regression: -0.0500 (0.5500 → 0.5000), asked for no sure loss "
-        "of more than 0.02"
+        "Text → image, Recall@10: no regression: −5.00 points (55.00 % → 50.00 %), asked for no "
+        "sure loss of more than 2 points"
     )
+
+
+def test_what_is_no_share_is_not_told_in_percent() -> None:
+    reciprocal = "retrieval/text_to_image/mrr"
+    metrics = {**METRICS, "retrieval": {"text_to_image": {"mrr": 0.4, "recall_at_10": 0.5}}}
+    known = facts(
+        compared([difference(low=0.0, high=0.1), difference(reciprocal, low=-0.04, high=0.02)]),
+        measured=Measured({**metrics, "num_items": 90}, (HEAD, reciprocal), ()),
+    )
+    floors = {reciprocal: 0.35, HEAD: 0.455, "geometry/image/gap": 0.1, "num_items": 50}
+    policy = PromoteSettings(guards={reciprocal: 0.01}, floors=floors)
+    found = [gate for gate in decide(policy, known).gates if gate.key == "floors"]
+    assert [(gate.value, gate.limit) for gate in found] == [
+        ("0.4000", "0.35 or more"), ("50.00 %", "45.5 % or more"), ("0.3000", "0.1 or more"),
+        ("90.0000", "50 or more"),
+    ]  # fmt: skip
+    guard = the(policy, known, "guards")
+    assert guard.value == "−0.0100 (0.5100 → 0.5000)"
+    assert guard.limit == "no sure loss of more than 0.01"
+    assert guard.detail.startswith("95 % interval −0.0400 to +0.0200, p")
+    assert the(PromoteSettings(margin=0.01), known, "metric").limit.endswith("more than 1 point")
 
 
 def test_guards_have_margins_of_their_own() -> None:
@@ -137,7 +158,7 @@ def test_guards_have_margins_of_their_own() -> None:
 def test_what_the_champion_cannot_do_has_nothing_to_beat() -> None:
     policy = PromoteSettings(guards={HEARS: 0.0})
     guard = the(policy, facts(compared([difference(low=0.0, high=0.1)])), "guards")
-    assert (guard.verdict, guard.value) == ("passed", "0.2000")
+    assert (guard.verdict, guard.value) == ("passed", "20.00 %")
     assert guard.detail == "the champion was not measured there"
 
 

@@ -17,9 +17,9 @@ from release_case import World
 from release_shelf import fill_shelf
 
 from coembed.index.base import VectorIndex
-from coembed.index.build import vector_of
+from coembed.index.opening import open_index
 from coembed.index.points import read_points
-from coembed.index.qdrant import open_index
+from coembed.index.release import vector_of
 from coembed.models.encoder import load_encoder
 from coembed.services import find_services
 from coembed.stages import rollback

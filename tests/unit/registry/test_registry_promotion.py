@@ -12,7 +12,8 @@ from release_case import METRIC, World
 
 from coembed.errors import ModelError, ServiceError, UserError
 from coembed.files import read_json
-from coembed.index.qdrant import QdrantIndex, open_index
+from coembed.index.edge import EdgeIndex
+from coembed.index.opening import open_index
 from coembed.registry.journal import Journal
 from coembed.registry.store import Registry, open_registry
 from coembed.stages import approve, gate, rollback, search
@@ -62,7 +63,8 @@ def test_the_first_version_passes_and_the_next_replaces_it(world: World) -> None
     two, second, result = world.release("b")
     assert served(world) == (second, {"champion": two, "previous": one})
     headline = result.receipt["gates"][0]
-    assert f"({scores(world, 'a'):.4f} → {scores(world, 'b'):.4f})" in headline["value"]
+    before, after = (100 * scores(world, name) for name in "ab")
+    assert f"({before:.2f} % → {after:.2f} %)" in headline["value"]
     assert result.receipt["champion_before"] == one
     assert json.loads((world.path("runs") / "promote.json").read_text()) == result.receipt
     # Promoted again, nothing moves.
@@ -232,7 +234,7 @@ def test_a_crash_before_the_switch_changes_nothing(
     two = int(world.register("b").receipt["version"])
     second = str(world.index("b", two).receipt["collection"])
     with monkeypatch.context() as patch:
-        patch.setattr(QdrantIndex, "set_alias", _die)
+        patch.setattr(EdgeIndex, "set_alias", _die)
         with pytest.raises(KeyboardInterrupt):
             world.promote("b", two, second)
     assert served(world) == (first, {"champion": one, "challenger": two})

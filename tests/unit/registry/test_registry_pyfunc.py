@@ -123,8 +123,32 @@ def test_texts_pictures_and_sounds_go_in_together(tmp_path: Path) -> None:
     script = f"""
 import mlflow, numpy as np, pandas as pd
 model = mlflow.pyfunc.load_model({str(tmp_path / "package")!r})
-inputs = pd.DataFrame(eval(open({str(tmp_path / "rows")!r}).read()))
-np.save({str(tmp_path / "out.npy")!r}, model.predict(inputs.replace({{np.nan: None}})))
+given = eval(open({str(tmp_path / "rows")!r}).read())
+np.save({str(tmp_path / "out.npy")!r}, model.predict(pd.DataFrame(given)))
+
+# As `mlflow models serve` answers: JSON, in which a file is base64.
+import base64, json
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
+client = TestClient(scoring_server.init(model))
+
+def as_json(row):
+    return {{k: v if k == "text" else base64.b64encode(v).decode() for k, v in row.items()}}
+
+def ask(body):
+    answer = client.post("/invocations", json=body)
+    return answer.json()["predictions"] if answer.status_code == 200 else answer.text
+
+records = [as_json(row) for row in given]
+whole = [{{"text": None, "image": None, "audio": None, **row}} for row in records]
+image = next(row["image"] for row in records if "image" in row)
+print(json.dumps([
+    ask({{"dataframe_records": records}}),
+    ask({{"dataframe_records": whole}}),
+    ask({{"inputs": records}}),
+    ask({{"dataframe_split": {{"columns": ["image"], "data": [[image]]}}}}),
+    ask({{"dataframe_records": [{{"image": "shoe.jpg"}}]}}),
+]))
 """
     (tmp_path / "rows").write_text(repr(rows))
     done = subprocess.run(
@@ -137,6 +161,11 @@ np.save({str(tmp_path / "out.npy")!r}, model.predict(inputs.replace({{np.nan: No
     seen = encoder.encode_images(pictures)
     expected = [heard[0], read[0], seen[0], heard[1], read[1]]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+    *served, split, wrong = json.loads(done.stdout.splitlines()[-1])
+    for answer in served:
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+    np.testing.assert_allclose(split, seen, atol=1e-5)
+    assert "the image of row 0 is text that is no base64" in wrong
 
 
 def _sound(num_samples: int) -> bytes:

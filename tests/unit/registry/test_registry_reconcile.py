@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from release_case import World
 from release_shelf import Shelf, fill_shelf, outcomes, standing
@@ -195,9 +197,8 @@ def test_the_first_version_of_all_can_be_promoted_by_hand(fresh_world: World) ->
 
 
 def test_a_served_collection_that_was_deleted_is_told_from_a_hand(shelf: Shelf) -> None:
-    """Qdrant drops the alias with it. Nothing is left to serve, so nothing is served."""
-    with shelf.open() as stores:
-        stores.index._client.delete_collection(shelf.collections[2])
+    """The alias goes with it. Nothing is left to serve, so nothing is served."""
+    shutil.rmtree(shelf.world.services.qdrant_path / "collections" / shelf.collections[2])
     result = run(shelf)
     assert result.receipt["missing"].startswith(
         "version 2 is the champion, but nothing is served, and the index holds no whole collection"

@@ -17,7 +17,7 @@ from release_case import World
 from release_shelf import Shelf, fill_shelf, outcomes, standing
 
 from coembed.errors import ServiceError, UserError
-from coembed.index.qdrant import QdrantIndex
+from coembed.index.edge import EdgeIndex
 from coembed.registry.journal import Entry, Journal
 from coembed.registry.settings import ROLLED_BACK
 from coembed.registry.store import Registry
@@ -30,7 +30,7 @@ KILLING = """
 import json, os, signal, sys
 from pathlib import Path
 from coembed.config import parse_config
-from coembed.index.qdrant import QdrantIndex
+from coembed.index.edge import EdgeIndex
 from coembed.registry.store import Registry
 from coembed.services import find_services
 from coembed.stages.promotion import open_stores, switch
@@ -53,7 +53,7 @@ def count(real, name):
 
 for kind, names in {
     Registry: ("start_run", "log_tags", "set_alias", "delete_alias", "tag_version", "end_run"),
-    QdrantIndex: ("set_alias",),
+    EdgeIndex: ("set_alias",),
 }.items():
     for name in names:
         setattr(kind, name, count(getattr(kind, name), f"{kind.__name__}.{name}"))
@@ -116,7 +116,7 @@ def test_killed_after_any_write_it_is_finished_or_undone_at_the_next_start(
     whole = shelf.copy(tmp_path / "whole")
     _run(kind, [(whole, _ALL)])
     writes = (whole.world.root / "writes").read_text().split()
-    commit = writes.index("QdrantIndex.set_alias")
+    commit = writes.index("EdgeIndex.set_alias")
     assert writes[0] == "Registry.start_run", "the intent comes first"
     assert writes[-1] == "Registry.end_run", "and nothing after the end"
     assert writes.count("Registry.set_alias") == 2
@@ -172,14 +172,12 @@ def test_a_store_that_refuses_leaves_nothing_half_promoted(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(store: object, *_: object) -> None:
-        raise ServiceError(
-            f"the {'index' if isinstance(store, QdrantIndex) else 'registry'} is away"
-        )
+        raise ServiceError(f"the {'index' if isinstance(store, EdgeIndex) else 'registry'} is away")
 
     with shelf.open() as stores:
         before = standing(stores)
         with monkeypatch.context() as patch:
-            patch.setattr(QdrantIndex, "set_alias", refuse)
+            patch.setattr(EdgeIndex, "set_alias", refuse)
             with pytest.raises(ServiceError, match="the index is away"):
                 shelf.switch(stores, 2)
         assert standing(stores) == before

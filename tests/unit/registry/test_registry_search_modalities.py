@@ -13,8 +13,8 @@ from PIL import Image
 from release_case import World, make_world
 
 from coembed.errors import DataError, UserError
-from coembed.index.build import read_release
-from coembed.index.qdrant import open_index
+from coembed.index.opening import open_index
+from coembed.index.release import read_release
 from coembed.models.encoder import load_encoder
 from coembed.pairs.shards import read_samples
 from coembed.stages import search

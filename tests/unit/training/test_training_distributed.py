@@ -118,6 +118,13 @@ class TestSharding:
         gathered = ranks.part("gathered/")
         assert all(torch.equal(tensor, expected[name]) for name, tensor in gathered.items())
 
+    def test_of_a_group_of_one_is_sharding_all_the_same(self, tmp_path: Path) -> None:
+        """On one GPU, FSDP2 can then be tried out; a process without a group is left whole."""
+        in_processes(_GROUP_OF_ONE.format(tests=str(TESTS)), tmp_path, num=1)
+        found = load_file(tmp_path / "found.safetensors")
+        _, gradients = reference("softmax")
+        assert_close(found, gradients, 1e-6)
+
     def test_whole_tensors_need_none_of_it(self) -> None:
         gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
         assert float(total_norm(gradients)) == pytest.approx(5)
@@ -202,6 +209,32 @@ class TestPlace:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         with pytest.raises(ConfigError, match=r"4 training processes .* has 1 CUDA devices"):
             own_device(place, torch.device("cuda"))
+
+
+_GROUP_OF_ONE = """
+import torch
+from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+sys.path.insert(0, {tests!r})
+import training_ranks
+from coembed.training.device import prepare_model
+from coembed.training.distributed import World, open_world, torchrun_place
+from coembed.training.settings import TrainSettings
+from coembed.training.sharding import whole
+
+settings = TrainSettings.model_validate({{"distributed": {{"sharding": "fsdp"}}}})
+cpu = torch.device("cpu")
+with open_world(torchrun_place(os.environ), cpu) as world:
+    assert world.size == 1
+    alone, model = (training_ranks.make_model(torch.float64) for _ in range(2))
+    prepare_model(alone, settings, cpu, World())
+    assert not any(isinstance(module, FSDPModule) for module in alone.modules())
+    prepare_model(model, settings, cpu, world)
+    assert all(isinstance(tower, FSDPModule) for tower in model.towers.values())
+    training_ranks.shared_batch(model, training_ranks.LOSSES["softmax"], world)
+    grads = {{n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}}
+    save_file(grads, folder / "found.safetensors")
+"""
 
 
 def in_processes(program: str, folder: Path, *, num: int = 2, max_restarts: int = 0) -> None:

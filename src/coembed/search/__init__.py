@@ -1,0 +1,1 @@
+"""What is done to queries and hits between the encoder and the index: pure functions."""
