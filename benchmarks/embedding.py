@@ -70,9 +70,9 @@ class Scene:
 
 
 SCENES = (
-    Scene("ViT-S-32", "bf16", 1024, 64),
-    Scene("ViT-S-32", "fp32", 512, 64),
-    Scene("ViT-B-32", "bf16", 512, 64),
+    Scene("ViT-S-32", "bf16", 512, 64),
+    Scene("ViT-S-32", "fp32", 256, 64),
+    Scene("ViT-B-32", "bf16", 256, 64),
 )
 QUICK_SCENES = (Scene("ViT-S-32", "bf16", 48, 16),)
 CHANGED, QUICK_CHANGED = 100_000, 2_000

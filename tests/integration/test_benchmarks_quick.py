@@ -64,3 +64,11 @@ def test_evaluation() -> None:
     assert large["ours"]["extra_mb"] < large["matrix_mb"]
     for way in ("text_to_image", "image_to_text"):
         assert found["counts"]["found"][way]["map_at_10"] > 0.1
+
+
+def test_embedding() -> None:
+    found = run("embedding.py", "--threads", "1")
+    assert found["ratios"]["ViT-S-32_bf16_over_bare"] > 0
+    assert found["ratios"]["ViT-S-32_bf16_over_dataloader"] > 0
+    change = found["counts"]["change"]
+    assert (change["items"], change["embedded"]) == (2_000, 20)
