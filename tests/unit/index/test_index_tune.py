@@ -225,7 +225,7 @@ def test_a_stopped_process_leaves_nothing_or_has_it_swept(
     assert process.stdout.readline() == "measuring\n"
     # As a terminal does it: everything that was started gets it.
     os.killpg(process.pid, signal_)
-    process.wait(timeout=60)
+    process.wait(timeout=240)
     services = embedded_services(tmp_path)
     with open_index(services, SETTINGS) as index:
         left = index.collections()

@@ -333,7 +333,7 @@ def test_search_answers_as_the_encoder_and_a_full_scan_would(world: World, tmp_p
         "model": "shop", "version": one, "collection": collection,
         "fingerprint": encoder.fingerprint,
     }  # fmt: skip
-    assert list(shown["hits"][0])[:3] == ["rank", "score", "item_id"]
+    assert list(shown["hits"][0])[:4] == ["rank", "score", "match", "item_id"]
     assert {"path", "captions", "attributes", "split"} <= set(shown["hits"][0])
     json.dumps(shown)
 
