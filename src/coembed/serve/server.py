@@ -211,7 +211,9 @@ def _serve(
             timeout_graceful_shutdown=_GRACE_S,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        # uvicorn closes everything at Ctrl-C, and then passes the signal on.
+        # uvicorn closes everything at a signal and then passes it on: SIGTERM, too, is a way to end
+        # this and not to break it off.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 
