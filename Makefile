@@ -21,7 +21,7 @@ demo: $(RUN_STAMP)  ## Draw the shop, retrain on it, search it
 	@$(BIN)/coembed retrain
 	@$(BIN)/coembed search "red sneakers" --sheet $(SHEET)
 
-test: $(DEV_STAMP)  ## Run the tests (about seven minutes on 2 cores)
+test: $(DEV_STAMP)  ## Run the tests (about fifteen minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations 12
 
 test-slow: $(DEV_STAMP)  ## Run the slow tests: whole pipelines, kills
