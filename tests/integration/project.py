@@ -47,7 +47,7 @@ class Project:
         }
 
     def run(
-        self, *command: str, code: int = 0, timeout: float = 420
+        self, *command: str, code: int = 0, timeout: float = 900
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command, cwd=self.root, env=self.environment, text=True, capture_output=True,
